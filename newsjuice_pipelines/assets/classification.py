@@ -1,0 +1,222 @@
+"""The classification group: from news headlines to classifiers, their reports and the decision."""
+
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from newsjuice_pipelines.assets.describe import materialized
+from newsjuice_pipelines.assets.forms import ClassifierForm, ExternalForm, HuffPostForm, SplitForm, TaxonomyForm, ThresholdsForm
+from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, from_form
+from newsjuice_pipelines.assets.recipe import recipe
+from newsjuice_pipelines.automation.failures import permanent_failures
+from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
+from newsjuice_pipelines.automation.partitions import classifier_models
+from newsjuice_pipelines.classification import crosswalk, decision, evaluate, external, finetune, huffpost, overlap, split
+from newsjuice_pipelines.classification import leaderboard as leaderboards
+from newsjuice_pipelines.classification import taxonomy as taxonomies
+from newsjuice_pipelines.classification.calibrate import read_calibration
+from newsjuice_pipelines.database.read import read_articles
+from newsjuice_pipelines.demo import DEMO_HEADLINES
+from newsjuice_pipelines.resources.artifacts import Artifacts
+from newsjuice_pipelines.resources.postgres import ArticleDatabase
+from newsjuice_pipelines.resources.tracking import Tracking
+from newsjuice_pipelines.runtime.artifacts import Draft
+from newsjuice_pipelines.runtime.provenance import file_fingerprint, fingerprint
+from newsjuice_pipelines.settings import load_settings
+
+GROUP = "classification"
+OWNERS = ["team:classification"]
+
+
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="1")
+def huffpost_articles(config: HuffPostForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """The labelled headlines, one row a text. What cannot be used is counted by reason, with examples.
+
+    Text is headline plus description; link, authors and date are kept apart, since they give the section away.
+    """
+    path = Path(config.path) if config.path else load_settings().huffpost_path or DEMO_HEADLINES
+    with permanent_failures():
+        plan = recipe("1", {"file": path.name}, rows=file_fingerprint(path))
+        artifact = artifacts.store().publish(
+            "huffpost_articles",
+            plan,
+            lambda draft: huffpost.write_huffpost(huffpost.load_huffpost(path), draft.path),
+            force=config.force,
+        )
+    return materialized(artifact, row_count=artifact.facts["row_count"])
+
+
+@dg.asset(deps=[huffpost_articles], group_name=GROUP, owners=OWNERS, kinds={"yaml"}, code_version="1")
+def taxonomy(config: TaxonomyForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """The classes, and which section of the raw data goes to which. Sections without a class are counted, never forced."""
+    store = artifacts.store()
+    with permanent_failures():
+        rows = store.open("huffpost_articles")
+        source = taxonomies.taxonomy_file(config.name)
+
+        def write(draft: Draft) -> dict[str, Any]:
+            (draft.path / "taxonomy.yaml").write_bytes(source.read_bytes())
+            return taxonomies.write_taxonomy(taxonomies.load_taxonomy(source), huffpost.read_huffpost(rows.path), draft.path)
+
+        plan = recipe("1", {"name": config.name}, [rows], file=file_fingerprint(source))
+        artifact = store.publish("taxonomy", plan, write, force=config.force)
+    return materialized(artifact)
+
+
+@dg.asset(deps=[huffpost_articles, taxonomy], group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="1")
+def balanced_split(config: SplitForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """Train, validation, calibration and test rows: up to 1,000 a class, duplicates on one side, the test part read once."""
+    store = artifacts.store()
+    with permanent_failures():
+        rows, mapping = store.open("huffpost_articles"), store.open("taxonomy")
+
+        def write(draft: Draft) -> dict[str, Any]:
+            classes = taxonomies.load_taxonomy(mapping.path / "taxonomy.yaml")
+            parts = split.balanced_split(huffpost.read_huffpost(rows.path), classes, from_form(config, split.SplitConfig))
+            return split.write_split(parts, draft.path)
+
+        artifact = store.publish("balanced_split", recipe("1", config.values(), [rows, mapping]), write, force=config.force)
+    return materialized(artifact, row_count=artifact.facts["row_count"])
+
+
+@dg.asset(deps=[balanced_split], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="1")
+def overlap_report(config: LaunchpadConfig, artifacts: Artifacts) -> dg.MaterializeResult:
+    """What would flatter or limit any classifier: texts on two sides of the split, and classes that look alike."""
+    store = artifacts.store()
+    with permanent_failures():
+        parts = store.open("balanced_split")
+        artifact = store.publish(
+            "overlap_report",
+            recipe("1", {}, [parts]),
+            lambda draft: overlap.overlap_report(parts.path, draft.path),
+            force=config.force,
+        )
+    return materialized(artifact)
+
+
+@dg.asset(
+    deps=[balanced_split],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"pytorch", "huggingface"},
+    partitions_def=classifier_models,
+    op_tags=GPU_OP_TAGS,
+    pool=GPU_POOL,
+    code_version="1",
+)
+def classifier_checkpoint(
+    context: dg.AssetExecutionContext, config: ClassifierForm, artifacts: Artifacts, tracking: Tracking
+) -> dg.MaterializeResult:
+    """One trained classifier a model, in Hugging Face layout; early stopping on validation loss, the test part unread."""
+    store, model = artifacts.store(), context.partition_key
+    with permanent_failures():
+        parts = store.open("balanced_split")
+        settings = from_form(config, finetune.ClassifierConfig)
+        artifact = store.publish(
+            f"classifier_checkpoint/{model}",
+            recipe("1", config.values(), [parts]),
+            lambda draft: finetune.train_classifier(model, parts.path, settings, draft.path, draft.scratch, tracking.tracker()),
+            force=config.force,
+        )
+    return materialized(artifact)
+
+
+@dg.asset(
+    deps=[classifier_checkpoint, balanced_split],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"markdown"},
+    partitions_def=classifier_models,
+    code_version="1",
+)
+def classifier_eval_report(
+    context: dg.AssetExecutionContext, config: LaunchpadConfig, artifacts: Artifacts
+) -> dg.MaterializeResult:
+    """Scores on the test part with intervals, calibration, and the confidence above which 90 % precision is certified."""
+    store, model = artifacts.store(), context.partition_key
+    with permanent_failures():
+        checkpoint, parts = store.open(f"classifier_checkpoint/{model}"), store.open("balanced_split")
+        artifact = store.publish(
+            f"classifier_eval_report/{model}",
+            recipe("1", {}, [checkpoint, parts]),
+            lambda draft: evaluate.evaluate_classifier(checkpoint.path, parts.path, draft.path),
+            force=config.force,
+        )
+    return materialized(artifact)
+
+
+@dg.asset(
+    deps=[classifier_checkpoint, classifier_eval_report],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"csv"},
+    partitions_def=classifier_models,
+    code_version="1",
+)
+def external_predictions(
+    context: dg.AssetExecutionContext, config: ExternalForm, artifacts: Artifacts, database: ArticleDatabase
+) -> dg.MaterializeResult:
+    """Articles of another source, filed under our classes and compared with their own labels through a crosswalk.
+
+    Filed, offered as top three, or abstained, by the certified thresholds of the evaluation.
+    """
+    store, model = artifacts.store(), context.partition_key
+    path = Path(config.csv) if config.csv else load_settings().external_csv
+    with permanent_failures():
+        checkpoint, report = store.open(f"classifier_checkpoint/{model}"), store.open(f"classifier_eval_report/{model}")
+        if path is not None:
+            rows = external.read_external_csv(path)
+        else:
+            with database.read_only() as connection:
+                rows = read_articles(connection, config.articles)
+        labels = crosswalk.load_crosswalk(config.crosswalk)
+        plan = recipe("1", config.values(), [checkpoint, report], rows=fingerprint(rows.astype(str).values.tolist()))
+        artifact = store.publish(
+            f"external_predictions/{model}",
+            plan,
+            lambda draft: external.predict_external(rows, checkpoint.path, read_calibration(report.path), labels, draft.path),
+            force=config.force,
+        )
+    return materialized(artifact, row_count=len(rows))
+
+
+@dg.asset(deps=[classifier_eval_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="1")
+def model_leaderboard(config: LaunchpadConfig, artifacts: Artifacts) -> dg.MaterializeResult:
+    """The models that were evaluated on the current split, ranked, with paired tests so that noise is not called a winner."""
+    store = artifacts.store()
+    with permanent_failures():
+        evaluations = _current_evaluations(artifacts)
+        artifact = store.publish(
+            "model_leaderboard",
+            recipe("1", {}, evaluations.values()),
+            lambda draft: leaderboards.leaderboard({model: found.path for model, found in evaluations.items()}, draft.path),
+            force=config.force,
+        )
+    return materialized(artifact)
+
+
+@dg.asset(deps=[model_leaderboard, classifier_eval_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="1")
+def classifier_decision(config: ThresholdsForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """Adopt the best classifier or not, against thresholds written down before the run, with every criterion."""
+    store = artifacts.store()
+    with permanent_failures():
+        board, evaluations = store.open("model_leaderboard"), _current_evaluations(artifacts)
+        thresholds = decision.load_thresholds(config.thresholds)
+
+        def write(draft: Draft) -> dict[str, Any]:
+            results = {model: leaderboards.read_results(found.path) for model, found in evaluations.items()}
+            verdict = decision.decide(leaderboards.read_results(board.path), results, thresholds)
+            return decision.write_decision(verdict, draft.path)
+
+        plan = recipe("1", config.values(), [board, *evaluations.values()], thresholds=thresholds.version)
+        artifact = store.publish("classifier_decision", plan, write, force=config.force)
+    return materialized(artifact)
+
+
+def _current_evaluations(artifacts: Artifacts) -> dict[str, Any]:
+    """The evaluations of checkpoints that were trained on the split in force; older ones are left out."""
+    store = artifacts.store()
+    split_version = store.open("balanced_split").version
+    found = {model: store.open(f"classifier_eval_report/{model}") for model in store.partitions("classifier_eval_report")}
+    return {model: report for model, report in found.items() if report.recipe["inputs"]["balanced_split"] == split_version}

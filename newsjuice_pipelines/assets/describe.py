@@ -1,0 +1,96 @@
+"""What the web UI shows of a materialisation: row counts, schema, figures, plots, and where the artefact is."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+
+from newsjuice_pipelines.runtime.artifacts import Artifact
+from newsjuice_pipelines.runtime.provenance import fingerprint
+
+EMBEDDED_PLOT_BYTES = 400_000
+
+
+def materialized(artifact: Artifact, row_count: int | None = None, **more: Any) -> dg.MaterializeResult:
+    """The result of an asset: its data version and everything worth showing of its artefact; `more` is further metadata."""
+    metadata: dict[str, Any] = {
+        "dagster/uri": artifact.uri,
+        "reused": dg.MetadataValue.bool(artifact.reused),
+        "version": artifact.version,
+        **facts_metadata(artifact.facts),
+        **_plots(artifact.path),
+        **_reports(artifact.path),
+        **_schema(artifact.path),
+        **facts_metadata(more),
+    }
+    if row_count is not None:
+        metadata["dagster/row_count"] = row_count
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(artifact.version))
+
+
+def materialized_days(artifacts: Sequence[Artifact], facts: Mapping[str, Any], row_count: int) -> dg.MaterializeResult:
+    """The result of a run over several days: one data version over all of them, and what was counted in this run."""
+    metadata: dict[str, Any] = {
+        "dagster/row_count": row_count,
+        "days": len(artifacts),
+        "days_reused": sum(artifact.reused for artifact in artifacts),
+        "uri_of_last_day": artifacts[-1].uri,
+        **facts_metadata(facts),
+        **_schema(artifacts[-1].path),
+    }
+    version = fingerprint([artifact.version for artifact in artifacts])[:16]
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
+
+
+def facts_metadata(facts: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
+    """Facts as typed metadata: numbers can be plotted over runs, nested values are shown as JSON, None as "not measured"."""
+    return {name: _value(value) for name, value in facts.items()}
+
+
+def _value(value: Any) -> dg.MetadataValue:
+    if value is None:
+        return dg.MetadataValue.text("not measured")
+    if isinstance(value, bool):
+        return dg.MetadataValue.bool(value)
+    if isinstance(value, int):
+        return dg.MetadataValue.int(value)
+    if isinstance(value, float):
+        return dg.MetadataValue.float(value)
+    if isinstance(value, str):
+        return dg.MetadataValue.url(value) if value.startswith("https://") else dg.MetadataValue.text(value)
+    return dg.MetadataValue.json(value)
+
+
+def _plots(directory: Path) -> dict[str, dg.MetadataValue]:
+    plots: dict[str, dg.MetadataValue] = {}
+    for path in sorted(directory.glob("*.png")):
+        if path.stat().st_size <= EMBEDDED_PLOT_BYTES:
+            data = base64.b64encode(path.read_bytes()).decode()
+            plots[f"plot: {path.stem}"] = dg.MetadataValue.md(f"![{path.stem}](data:image/png;base64,{data})")
+        else:
+            plots[f"plot: {path.stem}"] = dg.MetadataValue.path(path)
+    return plots
+
+
+def _reports(directory: Path) -> dict[str, dg.MetadataValue]:
+    report = directory / "report.md"
+    return {"report": dg.MetadataValue.path(report)} if report.exists() else {}
+
+
+def _schema(directory: Path) -> dict[str, dg.MetadataValue]:
+    """The columns of the artefact's table: its first Parquet or CSV file."""
+    parquet = sorted(directory.glob("*.parquet"))
+    if parquet:
+        from pyarrow.parquet import read_schema
+
+        columns = [dg.TableColumn(field.name, str(field.type)) for field in read_schema(parquet[0])]
+    else:
+        tables = sorted(directory.glob("*.csv"))
+        if not tables:
+            return {}
+        import pandas as pd
+
+        columns = [dg.TableColumn(str(name), str(kind)) for name, kind in pd.read_csv(tables[0], nrows=200).dtypes.items()]
+    return {"dagster/column_schema": dg.MetadataValue.table_schema(dg.TableSchema(columns=columns))}

@@ -1,0 +1,85 @@
+"""The launchpad form of each configurable asset: what can be set, with defaults that work."""
+
+from pydantic import Field
+
+from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, launchpad_config, override_config
+from newsjuice_pipelines.classification.finetune import ClassifierConfig
+from newsjuice_pipelines.classification.split import SplitConfig
+from newsjuice_pipelines.podcast.chunks import ChunkSampling
+from newsjuice_pipelines.podcast.dataset import DatasetConfig
+from newsjuice_pipelines.podcast.finetune import PRESETS, FinetuneConfig
+from newsjuice_pipelines.podcast.prompts import PROMPT_VERSIONS
+from newsjuice_pipelines.podcast.scripts import GenerationConfig
+from newsjuice_pipelines.podcast.tiny_model import TinyConfig
+
+ChunkForm = launchpad_config(ChunkSampling)
+DatasetForm = launchpad_config(DatasetConfig)
+
+
+class TeacherForm(LaunchpadConfig):
+    """Who writes the scripts, and how."""
+
+    teacher: str | None = Field(None, description="`extractive` (free) or `gemini` (paid). Default: NEWSJUICE_TEACHER.")
+    gemini_model: str | None = Field(None, description="Gemini model. Default: NEWSJUICE_GEMINI_MODEL.")
+    prompt_version: str = Field("v1", description=f"Version of the prompt: {', '.join(PROMPT_VERSIONS)}.")
+    max_workers: int = Field(8, description="Requests at once.")
+
+
+# The fields of `TinyConfig` shape the stand-in and are not used for other models.
+BaseModelForm = launchpad_config(
+    TinyConfig,
+    name=(str | None, None, "`tiny`, a Hugging Face id, or a local folder. Default: NEWSJUICE_BASE_MODEL."),
+    revision=(str | None, None, "Commit on the hub. Default: NEWSJUICE_BASE_MODEL_REVISION, or the pinned one."),
+    articles=(int, 3000, "Most articles that `tiny` is pre-trained on."),
+)
+FinetuneForm = override_config(
+    FinetuneConfig,
+    preset=(str | None, None, f"One of {', '.join(PRESETS)}. Default: `stand_in` for the tiny base, `recommended` for others."),
+)
+GenerationForm = launchpad_config(
+    GenerationConfig, engine=(str | None, None, "auto, reference or transformers_batch. Default: NEWSJUICE_STUDENT_ENGINE.")
+)
+SplitForm = launchpad_config(SplitConfig)
+ClassifierForm = launchpad_config(ClassifierConfig)
+
+
+class HuffPostForm(LaunchpadConfig):
+    """Which headlines are read."""
+
+    path: str | None = Field(None, description="JSON lines of the News Category Dataset. Default: NEWSJUICE_HUFFPOST_PATH.")
+
+
+class TaxonomyForm(LaunchpadConfig):
+    """Which classes are used."""
+
+    name: str = Field("original-29", description="A packaged taxonomy (original-29, raw-42), or the path of a YAML file.")
+
+
+class ExternalForm(LaunchpadConfig):
+    """Which articles of another source are filed."""
+
+    csv: str | None = Field(None, description="CSV with id, title, content, summary. Default: NEWSJUICE_EXTERNAL_CSV.")
+    articles: int = Field(2000, description="Most rows of the articles table, when there is no CSV.")
+    crosswalk: str = Field("default", description="A packaged crosswalk from foreign labels, or the path of a YAML file.")
+
+
+class ThresholdsForm(LaunchpadConfig):
+    """What has to be reached for `adopt`."""
+
+    thresholds: str = Field("v1", description="A packaged version of the thresholds, or the path of a YAML file.")
+
+
+class MergeForm(LaunchpadConfig):
+    """How the student's weights are written."""
+
+    dtype: str = Field("float32", description="Number format of the merged weights: float32, bfloat16 or float16.")
+    register_with_image: str | None = Field(
+        None, description="Also put the model into the Vertex AI Model Registry, to be served by this container image."
+    )
+
+
+class LatencyForm(LaunchpadConfig):
+    """What is timed one script at a time."""
+
+    prompts: int = Field(5, description="Test articles that are timed alone.")
+    max_new_tokens: int = Field(400, description="Tokens after which a script is cut.")

@@ -1,0 +1,180 @@
+"""The podcast group: from chunks in PostgreSQL to a student model, its reports and the decision."""
+
+from datetime import date
+from typing import Any
+
+import dagster as dg
+
+from newsjuice_pipelines.assets.describe import materialized, materialized_days
+from newsjuice_pipelines.assets.forms import BaseModelForm, ChunkForm, DatasetForm, TeacherForm
+from newsjuice_pipelines.assets.launchpad import from_form
+from newsjuice_pipelines.assets.recipe import recipe
+from newsjuice_pipelines.automation.failures import permanent_failures
+from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL, VERTEX_POOL
+from newsjuice_pipelines.automation.partitions import daily, days_of
+from newsjuice_pipelines.database.read import read_articles
+from newsjuice_pipelines.demo import DEMO_HEADLINES
+from newsjuice_pipelines.podcast import base_model as base_models
+from newsjuice_pipelines.podcast import chunks, dataset, teacher, tiny_model
+from newsjuice_pipelines.resources.artifacts import Artifacts
+from newsjuice_pipelines.resources.postgres import ArticleDatabase, TeacherLedger
+from newsjuice_pipelines.resources.vertex import VertexAI
+from newsjuice_pipelines.runtime.artifacts import Artifact, Draft
+from newsjuice_pipelines.runtime.provenance import fingerprint
+from newsjuice_pipelines.settings import load_settings
+
+GROUP = "podcast"
+OWNERS = ["team:podcast"]
+
+
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"postgres", "parquet"},
+    partitions_def=daily,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    code_version="1",
+)
+def article_chunks(
+    context: dg.AssetExecutionContext, config: ChunkForm, database: ArticleDatabase, artifacts: Artifacts
+) -> dg.MaterializeResult:
+    """The sample of article chunks, one row a chunk, by the day on which they were fetched.
+
+    The N lowest hash ranks of the whole table are the sample, so a day's rows do not depend on the days asked for.
+    """
+    days = days_of(context)
+    with permanent_failures(), database.read_only() as connection:
+        sampling = from_form(config, chunks.ChunkSampling)
+        sample = chunks.sample_chunks(
+            connection, database.chunks_table, sampling, days[0], days[-1], statement_timeout_s=database.statement_timeout_s
+        )
+        store = artifacts.store()
+
+        def publish(day: date) -> Artifact:
+            rows = sample.rows[sample.rows["fetched_at"].dt.date == day]
+            plan = recipe("1", config.values(), day=day.isoformat(), rows=fingerprint(rows.astype(str).values.tolist()))
+            context.add_asset_metadata({"dagster/row_count": len(rows)}, partition_key=day.isoformat())
+            return store.publish(
+                f"article_chunks/{day}", plan, lambda draft: chunks.write_chunks(rows, draft.path), force=config.force
+            )
+
+        written = [publish(day) for day in days]
+    return materialized_days(written, {"counts": sample.counts}, len(sample.rows))
+
+
+@dg.asset(
+    deps=[article_chunks],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"gemini", "csv"},
+    partitions_def=daily,
+    backfill_policy=dg.BackfillPolicy.single_run(),
+    pool=VERTEX_POOL,
+    code_version="1",
+)
+def teacher_scripts(
+    context: dg.AssetExecutionContext, config: TeacherForm, artifacts: Artifacts, ledger: TeacherLedger, vertex: VertexAI
+) -> dg.MaterializeResult:
+    """The teacher's script for each chunk, with status, tokens, latency and cost. Only rows with status `ok` go on.
+
+    Replies are kept in the ledger before they are used, so a run that is killed pays for nothing twice.
+    """
+    store = artifacts.store()
+    with permanent_failures():
+        writer = _teacher(config, vertex)
+        sources = {day: store.open(f"article_chunks/{day}") for day in days_of(context)}
+        rows = chunks.read_chunks([source.path for source in sources.values()])
+        scripts = teacher.write_scripts(rows, writer, ledger.open(), config.max_workers)
+
+        def publish(day: date, source: Artifact) -> Artifact:
+            mine = scripts[scripts["chunk_id"].isin(chunks.read_chunks([source.path])["chunk_id"])]
+            asked = {"model": writer.model, "prompt_version": writer.prompt_version, "settings": dict(writer.settings)}
+            outcome = fingerprint(mine["status"].tolist())  # a row that failed before may have a script now
+            context.add_asset_metadata({"dagster/row_count": len(mine)}, partition_key=day.isoformat())
+            return store.publish(
+                f"teacher_scripts/{day}",
+                recipe("1", asked, [source], outcome=outcome),
+                lambda draft: teacher.write_teacher_csv(mine, draft.path),
+                force=config.force,
+            )
+
+        written = [publish(day, source) for day, source in sources.items()]
+    return materialized_days(written, teacher.summarize_scripts(scripts), len(scripts))
+
+
+def _teacher(config: TeacherForm, vertex: VertexAI) -> teacher.Teacher:
+    """The teacher that the form or the settings name. The paid one is never a fallback."""
+    settings = load_settings()
+    name = config.teacher or settings.teacher
+    if name == "extractive":
+        return teacher.ExtractiveTeacher()
+    if name != "gemini":
+        raise ValueError(f"there is no teacher {name!r}: use `extractive` or `gemini`.")
+    from newsjuice_pipelines.podcast.gemini import GeminiConfig, GeminiTeacher
+
+    model = config.gemini_model or settings.gemini_model
+    return GeminiTeacher(vertex.client(), model, config.prompt_version, GeminiConfig())
+
+
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "pytorch"}, op_tags=GPU_OP_TAGS, pool=GPU_POOL, code_version="1")
+def base_model(config: BaseModelForm, database: ArticleDatabase, artifacts: Artifacts) -> dg.MaterializeResult:
+    """The untuned model: `tiny`, a small Qwen3 built and pre-trained here, or a hub model at a pinned revision.
+
+    Both are folders in Hugging Face layout and are loaded by the same code.
+    """
+    settings = load_settings()
+    name = config.name or settings.base_model
+    store = artifacts.store()
+    with permanent_failures():
+        if name == "tiny":
+            with database.read_only() as connection:
+                texts = _tiny_corpus(read_articles(connection, config.articles))
+            shape = from_form(config, tiny_model.TinyConfig)
+            artifact = store.publish(
+                "base_model",
+                recipe("1", {"name": name, **vars(shape)}, texts=fingerprint(texts)),
+                lambda draft: tiny_model.build_tiny(texts, shape, draft.path),
+                force=config.force,
+            )
+        else:
+            revision = config.revision or settings.base_model_revision or base_models.DEFAULT_HUB_REVISION
+            artifact = store.publish(
+                "base_model",
+                recipe("1", {"name": name, "revision": revision}),
+                lambda draft: base_models.fetch_base_model(name, revision, draft.path),
+                force=config.force,
+            )
+    return materialized(artifact)
+
+
+def _tiny_corpus(articles: Any) -> list[str]:
+    """Texts for the stand-in: the articles, and the packaged headlines for a wider vocabulary."""
+    import json
+
+    headlines = [json.loads(line) for line in DEMO_HEADLINES.read_text(encoding="utf-8").splitlines()]
+    return [
+        *(f"{title}\n\n{content}" for title, content in zip(articles["title"], articles["content"], strict=True)),
+        *(f"{row['headline']}. {row['short_description']}" for row in headlines),
+    ]
+
+
+@dg.asset(deps=[teacher_scripts, base_model], group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="1")
+def student_dataset(config: DatasetForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """The scripts as chat messages, split 80/10/10 by article; all days that are there, up to the row limit.
+
+    The article is cut to the token budget of the base model's tokenizer where it must be; the script never is.
+    """
+    store = artifacts.store()
+    with permanent_failures():
+        base = store.open("base_model")
+        days = [store.open(f"teacher_scripts/{day}") for day in store.partitions("teacher_scripts")]
+        if not days:
+            store.open("teacher_scripts")
+
+        def write(draft: Draft) -> dict[str, Any]:
+            scripts = teacher.read_teacher_csv([day.path for day in days])
+            tokenizer = base_models.load_tokenizer(base.path)
+            return dataset.build_student_dataset(scripts, tokenizer, from_form(config, dataset.DatasetConfig), draft.path)
+
+        artifact = store.publish("student_dataset", recipe("1", config.values(), [base, *days]), write, force=config.force)
+    return materialized(artifact, row_count=sum(artifact.facts["rows"].values()))

@@ -1,0 +1,19 @@
+"""The two ways in which assets are partitioned."""
+
+from datetime import date
+
+import dagster as dg
+
+from newsjuice_pipelines.classification.models import BASE_MODELS
+from newsjuice_pipelines.settings import load_settings
+
+# Days of `fetched_at`, UTC. The first day is read once, when the code location loads.
+daily = dg.DailyPartitionsDefinition(start_date=load_settings().first_day.isoformat(), timezone="UTC")
+
+# One partition a classifier model, so that a backfill trains and reports on any set of them.
+classifier_models = dg.StaticPartitionsDefinition(list(BASE_MODELS))
+
+
+def days_of(context: dg.AssetExecutionContext) -> list[date]:
+    """The days that this run covers, in order: one, or all of a range when the run is a single-run backfill."""
+    return [date.fromisoformat(key) for key in context.partition_keys]

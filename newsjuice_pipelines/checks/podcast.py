@@ -1,0 +1,171 @@
+"""Checks of the podcast group. Blocking ones stop what is downstream in the same run."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import dagster as dg
+
+from newsjuice_pipelines.checks.result import CheckOutcome, as_result
+from newsjuice_pipelines.resources.artifacts import Artifacts
+
+LOST_TO_FILTERS_LIMIT = 0.5
+OK_SCRIPTS_LIMIT = 0.8
+UNIGRAM_SHARE_LIMIT = 0.9
+EFFECT_KEPT_LIMIT = 0.9
+
+
+def evaluate_chunks(chunk_ids: list[str], empty_texts: int, counts: Mapping[str, int] | None) -> CheckOutcome:
+    """Non-empty, ids that occur once, texts that are there, and not more rows lost to filters than the limit."""
+    figures: dict[str, Any] = {"rows": len(chunk_ids), "distinct_ids": len(set(chunk_ids)), "empty_texts": empty_texts}
+    if not chunk_ids:
+        return CheckOutcome(False, "No chunk was sampled on any day.", figures)
+    if len(set(chunk_ids)) < len(chunk_ids):
+        return CheckOutcome(False, f"{len(chunk_ids) - len(set(chunk_ids))} chunk ids occur more than once.", figures)
+    if empty_texts:
+        return CheckOutcome(False, f"{empty_texts} sampled chunks have no text.", figures)
+    if counts:
+        figures["lost_to_filters"] = 1 - counts["eligible"] / max(counts["rows_read"], 1)
+        if figures["lost_to_filters"] > LOST_TO_FILTERS_LIMIT:
+            share = f"{figures['lost_to_filters']:.0%}"
+            return CheckOutcome(False, f"The filters took {share} of the table, more than {LOST_TO_FILTERS_LIMIT:.0%}.", figures)
+    return CheckOutcome(True, f"{len(chunk_ids):,} chunks with distinct ids and texts.", figures)
+
+
+def evaluate_scripts(statuses: Mapping[str, int]) -> CheckOutcome:
+    """Whether enough scripts passed the filters to be taught from."""
+    rows, ok = sum(statuses.values()), statuses.get("ok", 0)
+    figures = {"rows": rows, "ok": ok, "status": dict(statuses)}
+    if rows == 0:
+        return CheckOutcome(False, "There is no script at all.", figures)
+    passed = ok / rows >= OK_SCRIPTS_LIMIT
+    return CheckOutcome(passed, f"{ok:,} of {rows:,} scripts are fit for training ({ok / rows:.0%}).", figures)
+
+
+def evaluate_base_model(facts: Mapping[str, Any]) -> CheckOutcome:
+    """A model that was pre-trained here must know more than word frequencies."""
+    if facts.get("unigram_loss") is None:
+        return CheckOutcome(True, "A published model: its pre-training is not ours to check.")
+    held_out, unigram = facts["held_out_loss"], facts["unigram_loss"]
+    figures = {"held_out_loss": held_out, "unigram_loss": unigram, "share_of_unigram_loss": held_out / unigram}
+    passed = held_out <= UNIGRAM_SHARE_LIMIT * unigram
+    sentence = f"Held-out loss {held_out:.2f} nats a token against {unigram:.2f} of a unigram model."
+    return CheckOutcome(passed, sentence, figures)
+
+
+def evaluate_split(articles: Mapping[str, set[str]]) -> CheckOutcome:
+    """No article on two sides, and rows on every side."""
+    figures = {f"articles_{side}": len(ids) for side, ids in articles.items()}
+    empty = [side for side, ids in articles.items() if not ids]
+    if empty:
+        return CheckOutcome(False, f"No rows for {', '.join(empty)}.", figures)
+    sides = list(articles)
+    shared = {
+        article
+        for number, side in enumerate(sides)
+        for other in sides[number + 1 :]
+        for article in articles[side] & articles[other]
+    }
+    if shared:
+        return CheckOutcome(False, f"{len(shared)} articles are on two sides, {sorted(shared)[0]!r} for one.", figures)
+    return CheckOutcome(True, "No article is on two sides of the split.", figures)
+
+
+def evaluate_merge(facts: Mapping[str, Any]) -> CheckOutcome:
+    """Whether the merged weights still do what the adapter did."""
+    kept = facts["merge"]["effect_kept"]
+    if kept is None:
+        return CheckOutcome(
+            False, "The merge was not measured: no held-out prompt, or an adapter without effect.", facts["merge"]
+        )
+    sentence = f"{kept:.1%} of the adapter's effect is in the merged weights (at least {EFFECT_KEPT_LIMIT:.0%} is asked)."
+    return CheckOutcome(kept >= EFFECT_KEPT_LIMIT, sentence, facts["merge"])
+
+
+def evaluate_answers(reasons: Mapping[str, int]) -> CheckOutcome:
+    """Whether the engine answered every row."""
+    errors, rows = reasons.get("error", 0), sum(reasons.values())
+    sentence = f"All {rows:,} rows were answered." if not errors else f"{errors:,} of {rows:,} rows ended in an error."
+    return CheckOutcome(rows > 0 and errors == 0, sentence, {"finish_reasons": dict(reasons)})
+
+
+def evaluate_verdict(facts: Mapping[str, Any]) -> CheckOutcome:
+    """Red on "do not adopt"; the run itself goes on."""
+    open_criteria = [criterion["name"] for criterion in facts["criteria"] if criterion["status"] != "pass"]
+    sentence = f"Decision: {facts['decision']}."
+    if open_criteria:
+        sentence += f" Not passed: {', '.join(open_criteria)}."
+    return CheckOutcome(facts["decision"] == "adopt", sentence)
+
+
+@dg.asset_check(asset="article_chunks", blocking=True)
+def chunks_are_usable(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """Rows are there, ids are unique, texts are not empty, and the filters did not take most of the table."""
+    from newsjuice_pipelines.podcast.chunks import read_chunks
+
+    store = artifacts.store()
+    days = [store.open(f"article_chunks/{day}") for day in store.partitions("article_chunks")]
+    rows = read_chunks([day.path for day in days])
+    counts = days[-1].facts.get("counts") if days else None
+    return as_result(evaluate_chunks(rows["chunk_id"].tolist(), int((rows["text"].str.strip() == "").sum()), counts))
+
+
+@dg.asset_check(asset="teacher_scripts", blocking=True)
+def scripts_are_fit_for_training(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """Enough scripts have the status `ok`."""
+    store = artifacts.store()
+    statuses: dict[str, int] = {}
+    for day in store.partitions("teacher_scripts"):
+        for status, count in store.open(f"teacher_scripts/{day}").facts["status"].items():
+            statuses[status] = statuses.get(status, 0) + count
+    return as_result(evaluate_scripts(statuses))
+
+
+@dg.asset_check(asset="base_model", blocking=True)
+def base_model_beats_word_frequencies(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """A model pre-trained here has a held-out loss well below a unigram model's."""
+    return as_result(evaluate_base_model(artifacts.store().open("base_model").facts))
+
+
+@dg.asset_check(asset="student_dataset", blocking=True)
+def no_article_on_two_sides(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """Train, validation and test share no article."""
+    from newsjuice_pipelines.podcast.dataset import read_student_dataset
+
+    splits = read_student_dataset(artifacts.store().open("student_dataset").path)
+    return as_result(evaluate_split({name: set(frame["article_id"]) for name, frame in splits.items()}))
+
+
+@dg.asset_check(asset="merged_model", blocking=True)
+def merge_keeps_the_adapter(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """On held-out prompts the merged model does what the base model with its adapter does."""
+    return as_result(evaluate_merge(artifacts.store().open("merged_model").facts))
+
+
+@dg.asset_check(asset="student_scripts")
+def student_answers_every_row(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """No row ended in an engine error."""
+    return as_result(evaluate_answers(artifacts.store().open("student_scripts").facts["by_finish_reason"]))
+
+
+@dg.asset_check(asset="base_scripts")
+def base_answers_every_row(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """No row ended in an engine error."""
+    return as_result(evaluate_answers(artifacts.store().open("base_scripts").facts["by_finish_reason"]))
+
+
+@dg.asset_check(asset="podcast_decision")
+def student_is_worth_adopting(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """The verdict of the decision: a warning when it is "do not adopt"."""
+    return as_result(evaluate_verdict(artifacts.store().open("podcast_decision").facts), warn_only=True)
+
+
+PODCAST_CHECKS = [
+    chunks_are_usable,
+    scripts_are_fit_for_training,
+    base_model_beats_word_frequencies,
+    no_article_on_two_sides,
+    merge_keeps_the_adapter,
+    student_answers_every_row,
+    base_answers_every_row,
+    student_is_worth_adopting,
+]

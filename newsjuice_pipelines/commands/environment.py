@@ -1,0 +1,57 @@
+"""The environment that every subcommand runs in: the home folder, Dagster's own home, and the settings."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from newsjuice_pipelines.settings import Settings, load_settings
+
+# The Dagster instance of a laptop. The project's root dagster.yaml says the same for commands run without DAGSTER_HOME.
+INSTANCE: dict[str, Any] = {
+    "telemetry": {"enabled": False},
+    "python_logs": {"managed_python_loggers": ["newsjuice"], "python_log_level": "INFO"},
+    "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": 1}},
+    "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},
+    "retention": {
+        "schedule": {"purge_after_days": {"skipped": 7, "failure": 30, "success": -1}},
+        "sensor": {"purge_after_days": {"skipped": 7, "failure": 30, "success": -1}},
+    },
+}
+
+# Libraries that stay quiet, since a run has progress lines of its own, and OpenMP threads that sleep instead of spinning while
+# they wait: two training processes on one small machine would otherwise slow each other down more than tenfold.
+LIBRARY_DEFAULTS = {
+    "TOKENIZERS_PARALLELISM": "false",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",
+}
+
+
+def prepare_environment(data: Path | None = None) -> Settings:
+    """Settle the home folder and Dagster's home for this process and its children, and return the settings.
+
+    With `data`, the home is a folder of its own below the usual one, so that two collections never mix.
+    """
+    import yaml
+
+    settings = load_settings()
+    if data is not None:
+        slug = re.sub(r"[^A-Za-z0-9]+", "-", str(data.resolve())).strip("-")[-40:]
+        os.environ["NEWSJUICE_HOME"] = str(settings.home / "collections" / slug)
+        headlines = data / "huffpost_sample.jsonl"
+        if headlines.exists():
+            os.environ["NEWSJUICE_HUFFPOST_PATH"] = str(headlines.resolve())
+        settings = load_settings()
+    os.environ["NEWSJUICE_HOME"] = str(settings.home)
+    if data is not None or not os.environ.get("DAGSTER_HOME"):
+        os.environ["DAGSTER_HOME"] = str(settings.home / "dagster")
+        home = Path(os.environ["DAGSTER_HOME"])
+        home.mkdir(parents=True, exist_ok=True)
+        (home / "dagster.yaml").write_text(yaml.safe_dump(INSTANCE), encoding="utf-8")
+    for variable, value in LIBRARY_DEFAULTS.items():
+        os.environ.setdefault(variable, value)
+    return settings

@@ -1,0 +1,239 @@
+"""`newsjuice run`: every asset of both pipelines, in this process, through Dagster; or those that were selected."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from newsjuice_pipelines.runtime.progress import format_duration
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+    from newsjuice_pipelines.settings import Settings
+
+COMMAND_TAG = "newsjuice/command"
+# What `--sample N` bounds: the chunks that are drawn, and the headlines a class.
+SAMPLED = {"article_chunks": "sample_size", "balanced_split": "per_class"}
+
+
+class RunFailed(RuntimeError):
+    """A step failed; the message names it and says why."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Assets that one Dagster run can hold: those of one partition, of a range of days, or of none."""
+
+    name: str
+    assets: tuple[str, ...]
+    partition: str | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def run(
+    settings: Settings,
+    data: Path | None = None,
+    select: Sequence[str] = (),
+    sample: int | None = None,
+    models: Sequence[str] = (),
+    config: Path | None = None,
+) -> int:
+    """Load the articles, materialise the assets stage by stage, and print what came out. Returns the exit status."""
+    started = time.monotonic()
+    days = _load(settings, data)
+
+    import dagster as dg
+
+    from newsjuice_pipelines.commands.summary import summary
+    from newsjuice_pipelines.definitions import build_defs
+
+    defs = build_defs(settings)
+    selected = _selected(defs, select)
+    configured = _op_config(config, sample, selected)
+    stages = plan(defs, selected, days, list(models) or _models_at_hand())
+    with dg.DagsterInstance.get() as instance:
+        _close_abandoned_runs(instance)
+        for stage in stages:
+            _say(f"── {stage.name}: {', '.join(stage.assets)}")
+            _materialize(defs, instance, stage, configured)
+    _say("")
+    print(summary(settings))
+    _say(f"\nDone in {format_duration(time.monotonic() - started)}. Everything is below {settings.home}")
+    _say(
+        f"Open the web UI: newsjuice dev{f' --data {data}' if data else ''}   (in a clone: make dev), then http://127.0.0.1:3000"
+    )
+    return 0
+
+
+def plan(defs: dg.Definitions, selected: set[str], days: tuple[str, str] | None, models: Sequence[str]) -> list[Stage]:
+    """Order the selected assets into stages: days, then unpartitioned assets, then a stage a model, then what compares models."""
+    from newsjuice_pipelines.automation.partitions import classifier_models, daily
+
+    graph = defs.resolve_asset_graph()
+    order = [key.to_user_string() for key in graph.toposorted_asset_keys]
+    partitions = {key.to_user_string(): graph.get(key).partitions_def for key in graph.get_all_asset_keys()}
+    by_day = tuple(name for name in order if name in selected and partitions[name] == daily)
+    by_model = tuple(name for name in order if name in selected and partitions[name] == classifier_models)
+    after_models = {
+        child.to_user_string()
+        for key in graph.get_all_asset_keys()
+        if partitions[key.to_user_string()] == classifier_models
+        for child in _descendants(graph, key)
+    }
+    rest = [name for name in order if name in selected and partitions[name] is None]
+    stages = []
+    if by_day:
+        if days is None:
+            raise RunFailed("no chunk lies in a finished daily partition: check fetched_at and NEWSJUICE_FIRST_DAY.")
+        tags = {"dagster/asset_partition_range_start": days[0], "dagster/asset_partition_range_end": days[1]}
+        stages.append(Stage(f"days {days[0]} to {days[1]}", by_day, tags=tags))
+    stages.append(Stage("data, student, reports", tuple(name for name in rest if name not in after_models)))
+    stages += [Stage(f"classifier {model}", by_model, partition=model) for model in models]
+    stages.append(Stage("comparison", tuple(name for name in rest if name in after_models)))
+    return [stage for stage in stages if stage.assets]
+
+
+def _load(settings: Settings, data: Path | None) -> tuple[str, str] | None:
+    """Load `data` into the embedded database when it is given; returns the first and last finished day that has chunks."""
+    from newsjuice_pipelines.database.load import load_articles
+    from newsjuice_pipelines.podcast.chunk_table import finished_days
+    from newsjuice_pipelines.resources.postgres import ArticleDatabase, connect, embedded_url
+
+    if data is not None:
+        if settings.database_url is not None:
+            raise RunFailed(
+                "--data fills the embedded database, but NEWSJUICE_DATABASE_URL names another one: unset one of them."
+            )
+        from newsjuice_pipelines.database.embedded import start_embedded
+        from newsjuice_pipelines.database.migrate import migrate
+
+        with connect(start_embedded(settings.home / "postgres"), "NEWSJUICE_DATABASE_URL") as connection:
+            migrate(connection, "source")
+            summary = load_articles(connection, data / "bbc_articles.jsonl")
+        _say(f"{data}: {summary.articles_read:,} articles read, {summary.articles_written:,} new or changed")
+    elif settings.database_url is None:
+        embedded_url(settings)
+    database = ArticleDatabase(chunks_table=settings.chunks_table, statement_timeout_s=settings.statement_timeout_s)
+    with database.read_only() as connection:
+        days = finished_days(connection, settings.chunks_table, settings.first_day, datetime.now(UTC).date())
+    return (days[0].isoformat(), days[1].isoformat()) if days else None
+
+
+def _selected(defs: dg.Definitions, select: Sequence[str]) -> set[str]:
+    """Names of the assets that the selection strings name, in Dagster's own selection syntax; all when there is none."""
+    import dagster as dg
+
+    graph = defs.resolve_asset_graph()
+    everything = {key.to_user_string() for key in graph.get_all_asset_keys()}
+    if not select:
+        return everything
+    chosen: set[str] = set()
+    for text in (part for argument in select for part in argument.split(",")):
+        try:
+            keys = dg.AssetSelection.from_string(text.strip()).resolve(graph)
+        except (dg.DagsterError, ValueError) as error:
+            raise RunFailed(f"--select {text}: {error}") from None
+        if not keys:
+            raise RunFailed(f"--select {text}: no such asset. There are: {', '.join(sorted(everything))}.")
+        chosen |= {key.to_user_string() for key in keys}
+    return chosen
+
+
+def _op_config(path: Path | None, sample: int | None, selected: set[str]) -> dict[str, Any]:
+    """Configuration by asset: from a file of Dagster run configuration, with `--sample` on top."""
+    import yaml
+
+    ops: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise RunFailed(f"--config {path}: {error}") from None
+        if not isinstance(content, dict) or set(content) != {"ops"} or not isinstance(content["ops"], dict):
+            raise RunFailed(f"--config {path}: it should hold `ops:` with `<asset>: {{config: …}}` below it.")
+        ops = content["ops"]
+        unknown = sorted(set(ops) - selected)
+        if unknown:
+            raise RunFailed(f"--config {path}: {', '.join(unknown)} is not among the assets of this run.")
+    for name, field_name in SAMPLED.items():
+        if sample is not None and name in selected:
+            given = ops.get(name, {}).get("config", {})
+            ops[name] = {"config": {**given, field_name: sample}}
+    return ops
+
+
+def _descendants(graph: dg.AssetGraph, key: dg.AssetKey) -> set[dg.AssetKey]:
+    found: set[dg.AssetKey] = set()
+    waiting = [key]
+    while waiting:
+        children = graph.get(waiting.pop()).child_keys - found
+        found |= children
+        waiting += children
+    return found
+
+
+def _models_at_hand() -> list[str]:
+    """Classifier models whose weights are on this machine."""
+    from newsjuice_pipelines.classification.models import BASE_MODELS, available_offline
+
+    return [name for name in BASE_MODELS if available_offline(name)]
+
+
+def _materialize(defs: dg.Definitions, instance: dg.DagsterInstance, stage: Stage, configured: Mapping[str, Any]) -> None:
+    import dagster as dg
+
+    keys = [dg.AssetKey(name) for name in stage.assets]
+    job = defs.resolve_implicit_job_def_def_for_assets(keys)
+    assert job is not None, "assets of one stage share their partitions"
+    result = job.execute_in_process(
+        run_config={"ops": {name: configured[name] for name in stage.assets if name in configured}, "loggers": {"terminal": {}}},
+        instance=instance,
+        partition_key=stage.partition,
+        asset_selection=keys,
+        tags={COMMAND_TAG: "run", "newsjuice/pid": str(os.getpid()), **stage.tags},
+        raise_on_error=False,
+    )
+    failed_checks = [
+        check
+        for check in result.get_asset_check_evaluations()
+        if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
+    ]
+    for check in failed_checks:
+        _say(f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {check.description or ''}")
+    if result.success:
+        return
+    failures = [event for event in result.all_events if event.is_step_failure]
+    lines = [f"{event.step_key} failed: {_reason(event)}" for event in failures] or ["the run failed before its first step"]
+    raise RunFailed("\n".join(lines) + "\nWhat is finished is kept: run the same command again after the cause is mended.")
+
+
+def _reason(event: dg.DagsterEvent) -> str:
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return data.user_failure_data.description
+    error = data.error
+    while error is not None and error.cause is not None:  # Dagster wraps what our code raised
+        error = error.cause
+    return error.message.strip() if error else "no reason given"
+
+
+def _close_abandoned_runs(instance: dg.DagsterInstance) -> None:
+    """Mark runs whose process was killed as cancelled, so that the web UI does not show them as running for ever."""
+    import dagster as dg
+    import psutil
+
+    open_runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={COMMAND_TAG: "run"}))
+    for run_record in open_runs:
+        if not psutil.pid_exists(int(run_record.tags.get("newsjuice/pid", "0"))):
+            instance.report_run_canceled(run_record, message="The process of this run was killed.")
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

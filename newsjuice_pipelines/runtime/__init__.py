@@ -1,0 +1,1 @@
+"""Foundations shared by both domains: artefacts, provenance, progress, devices, seeds. Free of Dagster and of the domains."""

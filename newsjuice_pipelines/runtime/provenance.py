@@ -1,0 +1,98 @@
+"""What produced an artefact: code revision, package versions, device. Facts only; where they are stored is `artifacts.py`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from newsjuice_pipelines import __version__
+
+RECORDED_PACKAGES = (
+    "dagster",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "peft",
+    "trl",
+    "bitsandbytes",
+    "datasets",
+    "safetensors",
+    "scikit-learn",
+    "pandas",
+    "pyarrow",
+    "psycopg",
+    "google-genai",
+)
+
+
+def canonical_json(value: Any) -> bytes:
+    """One byte string for equal JSON values: sorted keys, no spaces, UTF-8."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def fingerprint(value: Any) -> str:
+    """SHA-256 (hex) of a JSON value."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def git_state() -> Mapping[str, Any]:
+    """Commit and dirty flag of the checkout that this package runs from; both None outside a checkout."""
+    source = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(source), *arguments], capture_output=True, text=True, timeout=10, check=True)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        return done.stdout.strip()
+
+    tracked = git("ls-files", "--error-unmatch", "provenance.py")
+    if tracked is None:  # installed from a wheel, perhaps inside somebody else's repository
+        return {"commit": None, "dirty": None}
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+@lru_cache(maxsize=1)
+def package_versions() -> Mapping[str, str]:
+    """Versions of the packages that can change a result, without importing them."""
+    found = {"python": platform.python_version(), "newsjuice-pipelines": __version__}
+    for name in RECORDED_PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """Git state, package versions and device. The device is named only by steps that loaded torch."""
+    device = None
+    if "torch" in sys.modules:
+        from newsjuice_pipelines.runtime.devices import best_device
+
+        best = best_device()
+        device = f"{best.type}: {best.name}"
+    return {"git": dict(git_state()), "packages": dict(package_versions()), "device": device, "platform": platform.machine()}
+
+
+def file_fingerprint(path: Path) -> str:
+    """SHA-256 (hex) of a file's content.
+
+    Raises:
+        ValueError: the file cannot be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"cannot read {path}: {error.strerror}.") from error

@@ -1,0 +1,85 @@
+"""Every environment variable of the project, typed, with its default and one line of explanation.
+
+Domain packages never read the environment: assets, resources and the command line pass them plain values.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings from `NEWSJUICE_…` variables and from a `.env` file in the working directory."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="NEWSJUICE_", env_file=".env", extra="ignore", env_ignore_empty=True, frozen=True
+    )
+
+    home: Path = Field(Path(".newsjuice"), description="Folder of all state: embedded database, artefacts, Dagster storage.")
+    artifacts: str | None = Field(
+        None, description="Artefact root: a folder or an fsspec URI (gs://…, s3://…). Default HOME/artifacts."
+    )
+
+    database_url: SecretStr | None = Field(None, description="PostgreSQL with the articles. Default: the embedded server.")
+    ledger_url: SecretStr | None = Field(None, description="PostgreSQL for the teacher ledger. Default: the embedded server.")
+    chunks_table: str = Field(
+        "chunks_vector", description="Table of article chunks, optionally with a schema: `public.chunks_vector`."
+    )
+    statement_timeout_s: int = Field(600, ge=1, description="Longest time a statement on the article database may take, seconds.")
+    first_day: date = Field(date(2026, 9, 1), description="First daily partition (by fetched_at, UTC).")
+
+    teacher: Literal["extractive", "gemini"] = Field(
+        "extractive", description="Who writes the training scripts: `extractive` is free, `gemini` is paid."
+    )
+    gemini_model: str = Field(
+        "gemini-3.5-flash-lite", description="Gemini model on Vertex AI, used when the teacher is `gemini`."
+    )
+    gcp_project: str | None = Field(None, description="Google Cloud project of Vertex AI.")
+    gcp_location: str = Field("global", description="Vertex AI location.")
+
+    base_model: str = Field("tiny", description="`tiny` (built here), a Hugging Face model id, or a local folder.")
+    base_model_revision: str | None = Field(
+        None, description="Commit of the base model on the hub. Default: the pinned one of Qwen/Qwen3-0.6B."
+    )
+    student_engine: str = Field("auto", description="Engine of the student: `auto` chooses by device.")
+
+    huffpost_path: Path | None = Field(
+        None, description="News_Category_Dataset_v3.json or a part of it. Default: the packaged sample."
+    )
+    external_csv: Path | None = Field(
+        None, description="CSV with id, title, content, summary for the external check. Default: the articles table."
+    )
+
+    sample: int | None = Field(None, ge=3, description="At most this many chunks, and headlines a class. Default: full size.")
+    executor: Literal["in-process", "multiprocess", "kubernetes"] = Field("in-process", description="Where Dagster runs steps.")
+    max_concurrent_steps: int = Field(1, ge=1, description="Steps at once with the multiprocess executor.")
+
+    wandb_mode: Literal["offline", "online", "disabled"] | None = Field(
+        None, description="Weights & Biases: default `online` when WANDB_API_KEY is set, else `offline`."
+    )
+    wandb_project: str = Field("newsjuice-pipelines", description="Weights & Biases project.")
+
+    @field_validator("home")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+    @property
+    def artifact_root(self) -> str:
+        """The artefact root as a folder or URI."""
+        return self.artifacts or str(self.home / "artifacts")
+
+    @property
+    def cache(self) -> Path:
+        """Scratch space, locks and local copies of remote artefacts; always a local folder."""
+        return self.home / "cache"
+
+
+def load_settings() -> Settings:
+    """The settings as the environment has them now. Cheap, and never cached: tests and the command line change variables."""
+    return Settings()

