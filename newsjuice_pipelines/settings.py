@@ -64,10 +64,15 @@ class Settings(BaseSettings):
     )
     wandb_project: str = Field("newsjuice-pipelines", description="Weights & Biases project.")
 
-    @field_validator("home")
+    @field_validator("home", "huffpost_path", "external_csv")
     @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return None if value is None else value.expanduser().absolute()
+
+    @field_validator("artifacts")
+    @classmethod
+    def _absolute_or_uri(cls, value: str | None) -> str | None:
+        return value if value is None or "://" in value else str(Path(value).expanduser().absolute())
 
     @property
     def artifact_root(self) -> str:

@@ -10,7 +10,7 @@ CRITERIA = {"decision": "adopt", "criteria": [{"name": "speed", "status": "pass"
 GOOD = {
     "chunks": podcast.evaluate_chunks(["a", "b"], 0, COUNTS),
     "scripts": podcast.evaluate_scripts({"ok": 9, "rejected": 1}),
-    "tiny base": podcast.evaluate_base_model({"held_out_loss": 5.0, "unigram_loss": 6.5}),
+    "tiny base": podcast.evaluate_base_model({"held_out_loss_nats": 5.0, "unigram_loss_nats": 6.5}),
     "published base": podcast.evaluate_base_model({"name": "Qwen/Qwen3-0.6B"}),
     "split": podcast.evaluate_split({"train": {"a", "b"}, "validation": {"c"}, "test": {"d"}}),
     "merge": podcast.evaluate_merge({"merge": {"effect_kept": 0.99}}),
@@ -29,7 +29,10 @@ BAD = {
     "lost to filters": (podcast.evaluate_chunks(["a"], 0, {"rows_read": 100, "eligible": 40}), "took 60% of the table"),
     "few scripts": (podcast.evaluate_scripts({"ok": 7, "blocked": 3}), "7 of 10 scripts"),
     "no script": (podcast.evaluate_scripts({}), "no script at all"),
-    "weak base": (podcast.evaluate_base_model({"held_out_loss": 6.4, "unigram_loss": 6.5}), "6.40 nats a token against 6.50"),
+    "weak base": (
+        podcast.evaluate_base_model({"held_out_loss_nats": 6.4, "unigram_loss_nats": 6.5}),
+        "6.40 nats a token against 6.50",
+    ),
     "shared article": (podcast.evaluate_split({"train": {"a"}, "validation": {"b"}, "test": {"a"}}), "'a' for one"),
     "empty side": (podcast.evaluate_split({"train": {"a"}, "validation": set(), "test": {"b"}}), "No rows for validation"),
     "lossy merge": (podcast.evaluate_merge({"merge": {"effect_kept": 0.04}}), "4.0% of the adapter's effect"),

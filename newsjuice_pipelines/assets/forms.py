@@ -37,7 +37,12 @@ FinetuneForm = override_config(
     preset=(str | None, None, f"One of {', '.join(PRESETS)}. Default: `stand_in` for the tiny base, `recommended` for others."),
 )
 GenerationForm = launchpad_config(
-    GenerationConfig, engine=(str | None, None, "auto, reference or transformers_batch. Default: NEWSJUICE_STUDENT_ENGINE.")
+    GenerationConfig,
+    engine=(
+        str | None,
+        None,
+        "auto, reference, transformers_batch, or onnx_genai (4 bits on the CPU). Default: NEWSJUICE_STUDENT_ENGINE.",
+    ),
 )
 SplitForm = launchpad_config(SplitConfig)
 ClassifierForm = launchpad_config(ClassifierConfig)

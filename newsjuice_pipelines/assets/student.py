@@ -79,7 +79,7 @@ def merged_model(config: MergeForm, artifacts: Artifacts, vertex: VertexAI) -> d
             lambda draft: merge.merge_adapter(base.path, adapter.path, draft.path, config.dtype, rows.path),
             force=config.force,
         )
-        more = {}
+        more: dict[str, Any] = {}
         if config.register_with_image:
             more["vertex_model"] = vertex.register_model(
                 "newsjuice-student", artifact.uri, config.register_with_image, artifact.version

@@ -5,16 +5,19 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from newsjuice_pipelines.runtime.artifacts import ArtifactError, DiskFull
+from newsjuice_pipelines.classification.models import ModelUnavailable
+from newsjuice_pipelines.podcast.chunks import SourceTableError
+from newsjuice_pipelines.podcast.teacher import TeacherRefused
+from newsjuice_pipelines.runtime.artifacts import ArtifactError
+
+# A second try cannot mend these. Bad input and bad settings are `ValueError`s in the domain packages.
+PERMANENT = (ValueError, ArtifactError, SourceTableError, TeacherRefused, ModelUnavailable)
 
 
 @contextmanager
 def permanent_failures() -> Iterator[None]:
-    """Turns errors that a second try cannot mend into failures that are not retried, keeping their message.
-
-    Bad input and bad configuration are `ValueError`s in the domain packages; artefact errors name what to materialise.
-    """
+    """Turns errors that a second try cannot mend into failures that are not retried, keeping their message."""
     try:
         yield
-    except (ValueError, ArtifactError, DiskFull) as error:
+    except PERMANENT as error:
         raise dg.Failure(description=str(error), allow_retries=False) from error

@@ -25,7 +25,7 @@ class TerminalHandler(logging.Handler):
         event = meta.get("dagster_event")
         if event is not None:
             self._emit_event(event)
-        elif record.levelno >= logging.INFO:
+        elif record.levelno >= logging.INFO and not self._is_engine_talk(meta.get("orig_message", "")):
             message = meta.get("orig_message") or record.getMessage()
             self._print(f"  {message}" if record.levelno < logging.WARNING else f"  {record.levelname.lower()}: {message}")
 
@@ -50,6 +50,11 @@ class TerminalHandler(logging.Handler):
             self._print(f"{step} ✓ {'unchanged' if step in self._unchanged else took}")
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             self._print(f"{step} ✗ failed")
+
+    @staticmethod
+    def _is_engine_talk(message: str) -> bool:
+        """Dagster's lines on steps that it left out; the failed step itself has its own line."""
+        return message.startswith("Dependencies for step")
 
     @staticmethod
     def _print(line: str) -> None:

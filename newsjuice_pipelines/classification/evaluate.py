@@ -88,7 +88,9 @@ def evaluate_classifier(checkpoint: Path, split_dir: Path, out: Path, seed: int 
     reliability_plot(results["calibration"]["bins"]["before"], results["calibration"]["bins"]["after"], out / "reliability.png")
     _write_predictions(test, predicted, after.max(axis=1), out)
     accuracy = results["metrics"]["accuracy"]
-    logger.info("%s: accuracy %.4f %s on %d test texts", description.model, accuracy["value"], accuracy["interval"], len(test))
+    low, high = accuracy["interval"]
+    said = (description.model, 100 * accuracy["value"], 100 * low, 100 * high, len(test))
+    logger.info("%s: accuracy %.1f %% (95 %% interval %.1f to %.1f) on %d test texts", *said)
     return headline_facts(results)
 
 

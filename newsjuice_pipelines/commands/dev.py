@@ -39,12 +39,15 @@ def dev(settings: Settings, host: str, port: int) -> int:
     print(f"Web UI:    http://{host}:{port}\nDatabase:  {database}\nStorage:   {os.environ['DAGSTER_HOME']}", flush=True)
     print("Stop with Ctrl-C.", flush=True)
     command = [sys.executable, "-m", "dagster", "dev", "-m", "newsjuice_pipelines.definitions", "-h", host, "-p", str(port)]
-    # A session of its own: `dagster dev` started in the background of a shell would otherwise ignore signals.
-    server = subprocess.Popen(command, start_new_session=True)
+    server: subprocess.Popen[bytes] | None = None
 
     def stop(_signal: int, _frame: FrameType | None) -> None:
-        server.send_signal(signal.SIGINT)
+        if server is not None:
+            server.send_signal(signal.SIGINT)
 
+    # Before the child starts: in the background of a shell SIGINT is ignored, a child would inherit that and never stop.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, stop)
+    # In Dagster's home: elsewhere it would warn of a dagster.yaml that it does not use.
+    server = subprocess.Popen(command, start_new_session=True, cwd=os.environ["DAGSTER_HOME"])
     return server.wait()

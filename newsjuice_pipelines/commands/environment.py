@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from newsjuice_pipelines.settings import Settings, load_settings
 # The Dagster instance of a laptop. The project's root dagster.yaml says the same for commands run without DAGSTER_HOME.
 INSTANCE: dict[str, Any] = {
     "telemetry": {"enabled": False},
+    "nux": {"enabled": False},
     "python_logs": {"managed_python_loggers": ["newsjuice"], "python_log_level": "INFO"},
     "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": 1}},
     "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},
@@ -21,23 +24,28 @@ INSTANCE: dict[str, Any] = {
     },
 }
 
-# Libraries that stay quiet, since a run has progress lines of its own, and OpenMP threads that sleep instead of spinning while
-# they wait: two training processes on one small machine would otherwise slow each other down more than tenfold.
+# Libraries stay quiet, since a run has progress lines of its own. OpenMP threads spin briefly before they sleep: with the usual
+# spinning, two training processes on one small machine slow each other down more than tenfold.
 LIBRARY_DEFAULTS = {
     "TOKENIZERS_PARALLELISM": "false",
     "TRANSFORMERS_VERBOSITY": "error",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "10000",
 }
+
+PATHS = ("home", "artifacts", "huffpost_path", "external_csv")
 
 
 def prepare_environment(data: Path | None = None) -> Settings:
     """Settle the home folder and Dagster's home for this process and its children, and return the settings.
 
-    With `data`, the home is a folder of its own below the usual one, so that two collections never mix.
+    Variables of a `.env` file in the working directory count too. With `data`, the home is a folder of its own below the usual
+    one, so that two collections never mix.
     """
     import yaml
+    from dotenv import load_dotenv
 
+    load_dotenv(Path.cwd() / ".env")
     settings = load_settings()
     if data is not None:
         slug = re.sub(r"[^A-Za-z0-9]+", "-", str(data.resolve())).strip("-")[-40:]
@@ -46,7 +54,10 @@ def prepare_environment(data: Path | None = None) -> Settings:
         if headlines.exists():
             os.environ["NEWSJUICE_HUFFPOST_PATH"] = str(headlines.resolve())
         settings = load_settings()
-    os.environ["NEWSJUICE_HOME"] = str(settings.home)
+    for name in PATHS:  # absolute now, so that child processes may work in another folder
+        value = getattr(settings, name)
+        if value is not None:
+            os.environ[f"NEWSJUICE_{name.upper()}"] = str(value)
     if data is not None or not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(settings.home / "dagster")
         home = Path(os.environ["DAGSTER_HOME"])
@@ -54,4 +65,6 @@ def prepare_environment(data: Path | None = None) -> Settings:
         (home / "dagster.yaml").write_text(yaml.safe_dump(INSTANCE), encoding="utf-8")
     for variable, value in LIBRARY_DEFAULTS.items():
         os.environ.setdefault(variable, value)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # between libraries, not for users
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels
     return settings

@@ -138,6 +138,8 @@ def _selected(defs: dg.Definitions, select: Sequence[str]) -> set[str]:
     for text in (part for argument in select for part in argument.split(",")):
         try:
             keys = dg.AssetSelection.from_string(text.strip()).resolve(graph)
+        except dg.DagsterInvalidSubsetError:
+            keys = set()
         except (dg.DagsterError, ValueError) as error:
             raise RunFailed(f"--select {text}: {error}") from None
         if not keys:
@@ -200,28 +202,23 @@ def _materialize(defs: dg.Definitions, instance: dg.DagsterInstance, stage: Stag
         tags={COMMAND_TAG: "run", "newsjuice/pid": str(os.getpid()), **stage.tags},
         raise_on_error=False,
     )
-    failed_checks = [
-        check
-        for check in result.get_asset_check_evaluations()
-        if not check.passed and check.severity == dg.AssetCheckSeverity.ERROR
-    ]
-    for check in failed_checks:
-        _say(f"check {check.check_name} of {check.asset_key.to_user_string()} failed: {check.description or ''}")
-    if result.success:
-        return
-    failures = [event for event in result.all_events if event.is_step_failure]
-    lines = [f"{event.step_key} failed: {_reason(event)}" for event in failures] or ["the run failed before its first step"]
-    raise RunFailed("\n".join(lines) + "\nWhat is finished is kept: run the same command again after the cause is mended.")
+    if not result.success:
+        reasons = [_reason(event) for event in result.all_events if event.is_step_failure]
+        lines = list(dict.fromkeys(reasons)) or ["the run failed before its first step"]
+        raise RunFailed("\n".join(lines) + "\nWhat is finished is kept: run the same command again after the cause is mended.")
 
 
 def _reason(event: dg.DagsterEvent) -> str:
+    """Which step failed and why, in the words of the error that our code raised."""
     data = event.step_failure_data
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return data.user_failure_data.description
     error = data.error
+    if error is not None and error.cls_name == "DagsterAssetCheckFailedError":
+        return f"{event.step_key}: the check failed, and what depends on it was not run."
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return f"{event.step_key} failed: {data.user_failure_data.description}"
     while error is not None and error.cause is not None:  # Dagster wraps what our code raised
         error = error.cause
-    return error.message.strip() if error else "no reason given"
+    return f"{event.step_key} failed: {error.message.strip() if error else 'no reason given'}"
 
 
 def _close_abandoned_runs(instance: dg.DagsterInstance) -> None:

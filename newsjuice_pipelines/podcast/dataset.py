@@ -106,7 +106,8 @@ def build_student_dataset(scripts: pd.DataFrame, tokenizer: Any, config: Dataset
         frame = pd.DataFrame([kept.rows[index] for index in parts[name]], columns=list(DATASET_COLUMNS))
         frame.to_parquet(out / f"{name}.parquet", index=False)
     rows = {name: len(parts[name]) for name in SPLITS}
-    logger.info("student dataset: %s rows in %d groups", rows, len(groups))
+    counted = ", ".join(f"{count} {name}" for name, count in rows.items())
+    logger.info("student dataset: %s rows in %d groups", counted, len(groups))
     return {
         "rows": rows,
         "groups": len(groups),

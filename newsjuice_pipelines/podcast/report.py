@@ -218,6 +218,13 @@ def _latency_plots(results: Mapping[str, Any], out: Path) -> None:
     save_figure(figure, out / "latency.png")
 
 
+def _against_teacher(ratio: float | None) -> str:
+    """The student's median time for one script beside the teacher's."""
+    if ratio is None:
+        return "The student's time is not compared with the teacher's: the teacher's calls were not timed."
+    return f"A script of the student alone takes {cell(ratio)} times as long as one of the teacher (p50 over p50)."
+
+
 def _latency_page(results: Mapping[str, Any]) -> str:
     single = results["single_stream"]
     rows = [
@@ -252,7 +259,7 @@ for the neighbours; the teacher's ({cell(results["teacher_model"])}) are of sing
 
 {markdown_table(("measure", "value"), parts)}
 
-A script of the student alone takes {cell(results["student_over_teacher"])} times as long as one of the teacher (p50 over p50).
+{_against_teacher(results["student_over_teacher"])}
 """
 
 

@@ -1,6 +1,7 @@
 """Engines run a model for inference: chat prompts in, scripts out, greedily. What the scripts are used for is elsewhere.
 
-Every engine gives the tokens that plain greedy decoding gives; they differ in speed and in what they can measure.
+Every engine gives the tokens that plain greedy decoding gives, except for `onnx_genai`, which quantises the model; they
+differ in speed and in what they can measure.
 """
 
 from __future__ import annotations
@@ -22,8 +23,11 @@ FinishReason = Literal["eos", "length", "error"]
 ENGINES = {
     "reference": "newsjuice_pipelines.podcast.engines.reference:ReferenceEngine",
     "transformers_batch": "newsjuice_pipelines.podcast.engines.transformers_batch:TransformersBatchEngine",
+    "onnx_genai": "newsjuice_pipelines.podcast.engines.onnx_genai:OnnxGenaiEngine",
 }
 DEFAULT_ENGINE = {"cpu": "transformers_batch", "cuda": "transformers_batch"}
+ONE_AT_A_TIME = ("reference", "onnx_genai")
+CPU_ONLY = ("onnx_genai",)
 
 
 class EngineError(ValueError):
@@ -100,7 +104,7 @@ def open_engine(name: str, model: Path, device: str | None = None, concurrent_re
     Args:
         name: a key of `ENGINES`, or `auto` for the default of the device.
         model: a local model folder with tokenizer and chat template.
-        device: `cpu` or `cuda`; None takes the best one there is.
+        device: `cpu` or `cuda`; None takes the best one there is that the engine runs on.
         concurrent_requests: how many requests run at once; None is the engine's default. Only for batching engines.
 
     Raises:
@@ -113,12 +117,13 @@ def open_engine(name: str, model: Path, device: str | None = None, concurrent_re
     chosen = DEFAULT_ENGINE[target.type] if name == "auto" else name
     if chosen not in ENGINES:
         raise EngineError(f"there is no engine {name!r}: choose auto, {' or '.join(ENGINES)}.")
-    if chosen == "reference" and concurrent_requests not in (None, 1):
-        raise EngineError(
-            f"the reference engine runs one request at a time: leave concurrent_requests={concurrent_requests} out."
-        )
+    if chosen in ONE_AT_A_TIME and concurrent_requests not in (None, 1):
+        raise EngineError(f"the {chosen} engine runs one request at a time: leave concurrent_requests={concurrent_requests} out.")
+    if chosen in CPU_ONLY and device is None and target.type != "cpu":
+        target = Device("cpu", "CPU", "float32")
     module, _, factory = ENGINES[chosen].partition(":")
-    options = {} if concurrent_requests is None or chosen == "reference" else {"concurrent_requests": concurrent_requests}
+    options = {} if concurrent_requests is None or chosen in ONE_AT_A_TIME else {"concurrent_requests": concurrent_requests}
     engine: Engine = getattr(importlib.import_module(module), factory)(model, target, **options)
-    logger.info("engine: %s", engine.capabilities())
+    can = engine.capabilities()
+    logger.info("engine: %s on %s, %s, %d requests at once", can.engine, can.device, can.dtype, can.concurrent_requests)
     return engine
