@@ -27,6 +27,16 @@ ALTERING_SETTINGS: dict[str, tuple[Any, ...]] = {
 }
 
 
+def refuse_altering_settings(own: Any, path: Path) -> None:
+    """Raise `EngineError` when a model's own generation settings would change greedy decoding, which engines here ignore."""
+    for name, neutral in ALTERING_SETTINGS.items():
+        if getattr(own, name, None) not in neutral:
+            raise EngineError(
+                f"generation_config.json of {path} sets {name}={getattr(own, name)!r}, which greedy decoding here would "
+                "ignore: remove it there."
+            )
+
+
 @dataclass
 class LoadedModel:
     """A model, its tokenizer and its greedy generation configuration on one device."""
@@ -49,12 +59,7 @@ class LoadedModel:
         tokenizer = load_tokenizer(path)
         model = load_model(path, device.dtype, device.type)
         own = model.generation_config
-        for name, neutral in ALTERING_SETTINGS.items():
-            if getattr(own, name, None) not in neutral:
-                raise EngineError(
-                    f"generation_config.json of {path} sets {name}={getattr(own, name)!r}, which greedy decoding here would "
-                    "ignore: remove it there."
-                )
+        refuse_altering_settings(own, path)
         end_ids = end_token_ids(tokenizer, own)
         # Sampling settings of the model (temperature, top-k, top-p) have no place in a greedy configuration.
         model.generation_config = GenerationConfig(

@@ -21,7 +21,7 @@ from typing import Any, Literal
 from newsjuice_pipelines.podcast.base_model import load_tokenizer
 from newsjuice_pipelines.podcast.chat_tokens import end_token_ids
 from newsjuice_pipelines.podcast.engines import Capabilities, EngineError, Request, Result
-from newsjuice_pipelines.podcast.engines.loaded import ALTERING_SETTINGS, LoadedModel
+from newsjuice_pipelines.podcast.engines.loaded import LoadedModel, refuse_altering_settings
 from newsjuice_pipelines.runtime.devices import Device
 
 logger = logging.getLogger("newsjuice.engines")
@@ -131,12 +131,7 @@ def _without_weights(path: Path, device: Device) -> LoadedModel:
         if (path / "generation_config.json").is_file()
         else GenerationConfig.from_model_config(config)
     )
-    for name, neutral in ALTERING_SETTINGS.items():
-        if getattr(own, name, None) not in neutral:
-            raise EngineError(
-                f"generation_config.json of {path} sets {name}={getattr(own, name)!r}, which greedy decoding here would "
-                "ignore: remove it there."
-            )
+    refuse_altering_settings(own, path)
     return LoadedModel(None, tokenizer, device, end_token_ids(tokenizer, own), config.max_position_embeddings)
 
 
