@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# `make TORCH_INDEX=https://download.pytorch.org/whl/cpu run` takes the small CPU build of torch instead of the CUDA build.
+TORCH := $(if $(TORCH_INDEX),$(PIP) install -q -c constraints.txt --index-url $(TORCH_INDEX) torch,@:)
 STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 
@@ -37,10 +39,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(TORCH)
 	$(PIP) install -q -c constraints.txt -e .
 	@touch $@
 
 $(STAMP_DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(TORCH)
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(STAMP)
 

@@ -27,6 +27,7 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(None, description="PostgreSQL with the articles. Default: the embedded server.")
     ledger_url: SecretStr | None = Field(None, description="PostgreSQL for the teacher ledger. Default: the embedded server.")
+    demo: bool = Field(True, description="Load the demo corpus into an embedded database that holds no article.")
     chunks_table: str = Field(
         "chunks_vector", description="Table of article chunks, optionally with a schema: `public.chunks_vector`."
     )
@@ -55,7 +56,6 @@ class Settings(BaseSettings):
         None, description="CSV with id, title, content, summary for the external check. Default: the articles table."
     )
 
-    sample: int | None = Field(None, ge=3, description="At most this many chunks, and headlines a class. Default: full size.")
     executor: Literal["in-process", "multiprocess", "kubernetes"] = Field("in-process", description="Where Dagster runs steps.")
     max_concurrent_steps: int = Field(1, ge=1, description="Steps at once with the multiprocess executor.")
 

@@ -1,34 +1,53 @@
-"""The checks' pure functions: each passes on good figures and fails for one reason on bad ones."""
+"""The checks: each passes on good figures, fails for one reason on bad ones, and a blocking one stops what depends on it."""
 
+import json
+from collections.abc import Callable, Sequence
+from datetime import UTC, date, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import psycopg
 import pytest
 
+from newsjuice_pipelines.assets import ALL_ASSETS
 from newsjuice_pipelines.checks import classification, podcast
+from newsjuice_pipelines.checks.classification import classifiers_beat_guessing, foreign_labels_are_known
+from newsjuice_pipelines.classification import decision as classifier_decision
+from newsjuice_pipelines.classification.huffpost import load_huffpost
+from newsjuice_pipelines.commands.run import RunFailed, Stage, _materialize
+from newsjuice_pipelines.definitions import build_defs, build_resources
+from newsjuice_pipelines.podcast import decision as podcast_decision
+from newsjuice_pipelines.podcast.chunks import ChunkSample, ChunkSampling, sample_chunks
+from newsjuice_pipelines.resources.artifacts import Artifacts
+from newsjuice_pipelines.runtime.artifacts import ArtifactStore
+from newsjuice_pipelines.settings import load_settings
 
-COUNTS = {"rows_read": 100, "eligible": 80}
-CRITERIA = {"decision": "adopt", "criteria": [{"name": "speed", "status": "pass"}]}
+DAY = datetime.now(UTC).date() - timedelta(days=2)
+SENTENCE = "The council met on Tuesday to talk about the new bridge over the river. "
+ARTICLE = SENTENCE * 8
+TOO_SHORT = "A caption."
+WITHOUT_SENTENCES = "word " * 90
+
+
+# -- figures that other parts of the project do not make up on the way --------------------------------------------------
 
 GOOD = {
-    "chunks": podcast.evaluate_chunks(["a", "b"], 0, COUNTS),
     "scripts": podcast.evaluate_scripts({"ok": 9, "rejected": 1}),
+    "a day without chunks": podcast.evaluate_scripts({}),
     "tiny base": podcast.evaluate_base_model({"held_out_loss_nats": 5.0, "unigram_loss_nats": 6.5}),
     "published base": podcast.evaluate_base_model({"name": "Qwen/Qwen3-0.6B"}),
     "split": podcast.evaluate_split({"train": {"a", "b"}, "validation": {"c"}, "test": {"d"}}),
     "merge": podcast.evaluate_merge({"merge": {"effect_kept": 0.99}}),
     "answers": podcast.evaluate_answers({"eos": 9, "length": 1}),
-    "verdict": podcast.evaluate_verdict(CRITERIA),
-    "headlines with duplicates": classification.evaluate_headlines({"lines": 100, "kept": 70, "duplicate_text": 30}),
     "sections": classification.evaluate_sections(0, 100, {}),
     "leaks": classification.evaluate_leaks(0, 0, {"train": 8, "test": 2}),
     "chance": classification.evaluate_against_chance({"linear": {"accuracy_interval": [0.2, 0.4]}}, 29),
     "labels": classification.evaluate_labels({"linear": {"mapped_share": 0.96, "unmapped_labels": {"Obituaries": 1}}}),
 }
 BAD = {
-    "no chunk": (podcast.evaluate_chunks([], 0, None), "No chunk"),
-    "repeated id": (podcast.evaluate_chunks(["a", "a"], 0, COUNTS), "1 chunk ids occur more than once"),
-    "empty text": (podcast.evaluate_chunks(["a"], 1, COUNTS), "1 sampled chunks have no text"),
-    "lost to filters": (podcast.evaluate_chunks(["a"], 0, {"rows_read": 100, "eligible": 40}), "took 60% of the table"),
     "few scripts": (podcast.evaluate_scripts({"ok": 7, "blocked": 3}), "7 of 10 scripts"),
-    "no script": (podcast.evaluate_scripts({}), "no script at all"),
     "weak base": (
         podcast.evaluate_base_model({"held_out_loss_nats": 6.4, "unigram_loss_nats": 6.5}),
         "6.40 nats a token against 6.50",
@@ -38,20 +57,17 @@ BAD = {
     "lossy merge": (podcast.evaluate_merge({"merge": {"effect_kept": 0.04}}), "4.0% of the adapter's effect"),
     "unmeasured merge": (podcast.evaluate_merge({"merge": {"effect_kept": None}}), "not measured"),
     "engine errors": (podcast.evaluate_answers({"eos": 9, "error": 1}), "1 of 10 rows ended in an error"),
-    "verdict": (
-        podcast.evaluate_verdict({"decision": "do not adopt", "criteria": [{"name": "speed", "status": "fail"}]}),
-        "Not passed: speed",
-    ),
-    "broken lines": (classification.evaluate_headlines({"lines": 100, "kept": 90}), "10.0% could not be used"),
     "unknown sections": (classification.evaluate_sections(10, 90, {"GARDENING": 10}), "GARDENING"),
     "leak": (classification.evaluate_leaks(3, 1, {"train": 8, "test": 2}), "3 texts and 1 groups"),
     "empty part": (classification.evaluate_leaks(0, 0, {"train": 8, "test": 0}), "No rows in test"),
     "guessing": (classification.evaluate_against_chance({"linear": {"accuracy_interval": [0.01, 0.1]}}, 29), "linear"),
+    "nothing evaluated": (classification.evaluate_against_chance({}, 29), "materialise classifier_eval_report"),
     "unknown labels": (
         classification.evaluate_labels({"linear": {"mapped_share": 0.5, "unmapped_labels": {"Obituaries": 9}}}),
         "Obituaries",
     ),
     "no labels": (classification.evaluate_labels({"linear": {"mapped_share": None, "unmapped_labels": {}}}), "no labels"),
+    "nothing predicted": (classification.evaluate_labels({}), "materialise external_predictions"),
 }
 
 
@@ -66,3 +82,330 @@ def test_bad_figures_fail_and_the_sentence_says_why(name: str) -> None:
 
     assert not outcome.passed
     assert reason in outcome.sentence
+
+
+# -- chunks, sampled from a real table ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def add_chunks(connection: psycopg.Connection) -> Callable[..., None]:
+    """Adds one article a text, fetched on a day."""
+
+    def add(texts: Sequence[str], day: date = DAY, source_type: str = "campus") -> None:
+        known = connection.execute("SELECT count(*) FROM chunks_vector").fetchone()
+        with connection.cursor() as cursor:
+            cursor.executemany(
+                "INSERT INTO chunks_vector (article_id, chunk, chunk_index, source_type, fetched_at) VALUES (%s, %s, 0, %s, %s)",
+                [
+                    (f"a{number}", text, source_type, datetime.combine(day, datetime.min.time()))
+                    for number, text in enumerate(texts, start=known[0] if known else 0)
+                ],
+            )
+        connection.commit()
+
+    return add
+
+
+def articles(count: int) -> list[str]:
+    return [f"Story {number} begins here. {ARTICLE}" for number in range(count)]
+
+
+def sampled(connection: psycopg.Connection, day: date = DAY, **sampling: Any) -> ChunkSample:
+    return sample_chunks(connection, "chunks_vector", ChunkSampling(**sampling), day, day)
+
+
+def test_a_sample_of_a_sound_table_passes(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
+    add_chunks([*articles(6), TOO_SHORT])
+    sample = sampled(connection)
+
+    outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
+
+    assert outcome.passed, outcome.sentence
+    assert outcome.figures["rows"] == outcome.figures["distinct_ids"] == 6
+
+
+def test_a_day_without_chunks_passes_when_other_days_have_some(
+    connection: psycopg.Connection, add_chunks: Callable[..., None]
+) -> None:
+    add_chunks(articles(3))
+    sample = sampled(connection, DAY - timedelta(days=1))
+
+    outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
+
+    assert outcome.passed
+    assert outcome.sentence.startswith("0 chunks")
+
+
+def test_a_table_that_gives_no_sample_fails(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
+    add_chunks(articles(1))
+    sample = sampled(connection)
+
+    outcome = podcast.evaluate_chunks(sample.rows[:0], {**sample.counts, "sampled": 0})
+
+    assert not outcome.passed
+    assert "No chunk of the whole table" in outcome.sentence
+
+
+def test_filters_that_take_most_of_the_table_fail(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
+    add_chunks([*articles(4), *[TOO_SHORT] * 6])
+    sample = sampled(connection)
+
+    outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
+
+    assert not outcome.passed
+    assert "took 60% of the table" in outcome.sentence
+
+
+def test_sources_that_were_not_asked_for_are_not_lost(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
+    add_chunks(articles(2))
+    add_chunks(articles(9), source_type="wire")
+    sample = sampled(connection, source_types=("campus",))
+
+    outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
+
+    assert outcome.passed, outcome.sentence
+
+
+def test_repeated_ids_fail(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
+    add_chunks(articles(2))
+    sample = sampled(connection)
+
+    outcome = podcast.evaluate_chunks(pd.concat([sample.rows, sample.rows[:1]]), sample.counts)
+
+    assert not outcome.passed
+    assert "1 chunk ids occur more than once" in outcome.sentence
+
+
+def test_chunks_without_a_text_fail(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
+    add_chunks(articles(2))
+    sample = sampled(connection)
+
+    outcome = podcast.evaluate_chunks(sample.rows.assign(text=" "), sample.counts)
+
+    assert not outcome.passed
+    assert "2 sampled chunks have no text" in outcome.sentence
+
+
+# -- headlines, read from a file ----------------------------------------------------------------------------------------
+
+
+def headline_counts(folder: Path, lines: Sequence[str]) -> dict[str, int]:
+    path = folder / "headlines.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return dict(load_huffpost(path).counts)
+
+
+def headline(text: str, category: str = "WEATHER") -> str:
+    return json.dumps({"headline": text, "category": category, "short_description": "", "link": "", "authors": "", "date": ""})
+
+
+def test_repeated_headlines_are_not_held_against_the_file(tmp_path: Path) -> None:
+    repeated = [*[headline("Rain")] * 5, headline("Rain", "SCIENCE")]
+
+    outcome = classification.evaluate_headlines(headline_counts(tmp_path, [*repeated, headline("Sun")]))
+
+    assert outcome.passed, outcome.sentence
+    assert "2 of 7 lines are kept; 0.0% could not be used" in outcome.sentence
+
+
+def test_broken_lines_are_held_against_the_file(tmp_path: Path) -> None:
+    lines = [headline("Rain"), headline("Rain"), *[headline(f"Sun {number}") for number in range(7)], '{"headline": "cut']
+
+    outcome = classification.evaluate_headlines(headline_counts(tmp_path, lines))
+
+    assert not outcome.passed
+    assert "8 of 10 lines are kept; 10.0% could not be used" in outcome.sentence
+
+
+# -- verdicts, decided by the two decisions -----------------------------------------------------------------------------
+
+
+def podcast_verdict(passes: float) -> dict[str, Any]:
+    criterion = {"name": "format", "report": "quality", "value": "passes", "at_least": 0.5, "required": True}
+    return podcast_decision.decide({}, {"passes": passes}, {"version": "test", "criteria": [criterion]})
+
+
+def classifier_verdict(speed: float) -> dict[str, Any]:
+    criterion = classifier_decision.Criterion("speed", "texts_per_s", at_least=10, at_most=None, judged_by="value")
+    evaluation = {"texts_per_s": speed, "per_class": [{"f1": 0.5}]}
+    return classifier_decision.decide(
+        {"best": "linear"}, {"linear": evaluation}, classifier_decision.Thresholds("test", (criterion,))
+    )
+
+
+@pytest.mark.parametrize("facts", [podcast_verdict(0.9), classifier_verdict(20)], ids=["student", "classifier"])
+def test_adopting_passes(facts: dict[str, Any]) -> None:
+    outcome = podcast.evaluate_verdict(facts)
+
+    assert outcome.passed
+    assert outcome.sentence == "Decision: adopt."
+
+
+@pytest.mark.parametrize(
+    ("facts", "criterion"), [(podcast_verdict(0.1), "format"), (classifier_verdict(1), "speed")], ids=["student", "classifier"]
+)
+def test_not_adopting_fails_and_names_the_criterion(facts: dict[str, Any], criterion: str) -> None:
+    outcome = podcast.evaluate_verdict(facts)
+
+    assert not outcome.passed
+    assert outcome.sentence == f"Decision: do not adopt. Not passed: {criterion}."
+
+
+# -- which evaluations are judged ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def artifacts(tmp_path: Path) -> Artifacts:
+    return Artifacts(root=str(tmp_path / "artifacts"), cache=str(tmp_path / "cache"))
+
+
+def publish(store: ArtifactStore, key: str, facts: dict[str, Any], *inputs: str, turn: int = 1) -> None:
+    versions = {name: store.current_version(name) for name in inputs}
+    store.publish(key, {"inputs": versions, "turn": turn}, lambda draft: facts)
+
+
+def evaluate(store: ArtifactStore, model: str, lower: float, mapped: float) -> None:
+    """Checkpoint, evaluation and external predictions of a model on the split in force."""
+    checkpoint, report = f"classifier_checkpoint/{model}", f"classifier_eval_report/{model}"
+    publish(store, checkpoint, {}, "balanced_split")
+    publish(store, report, {"accuracy_interval": [lower, 1.0]}, checkpoint, "balanced_split")
+    publish(store, f"external_predictions/{model}", {"mapped_share": mapped, "unmapped_labels": {}}, checkpoint, report)
+
+
+def test_evaluations_of_an_earlier_split_are_not_judged(artifacts: Artifacts) -> None:
+    store = artifacts.store()
+    publish(store, "balanced_split", {"class_count": 5})
+    evaluate(store, "minilm", lower=0.1, mapped=0.1)
+    publish(store, "balanced_split", {"class_count": 5}, turn=2)
+    evaluate(store, "linear", lower=0.4, mapped=1.0)
+
+    guessing, labels = classifiers_beat_guessing(artifacts), foreign_labels_are_known(artifacts)
+
+    assert guessing.passed, guessing.description
+    assert "linear" in guessing.description
+    assert "minilm" not in guessing.description
+    assert labels.passed, labels.description
+
+
+def test_predictions_of_an_earlier_checkpoint_are_not_judged(artifacts: Artifacts) -> None:
+    store = artifacts.store()
+    publish(store, "balanced_split", {"class_count": 5})
+    evaluate(store, "minilm", lower=0.4, mapped=0.1)
+    evaluate(store, "linear", lower=0.4, mapped=1.0)
+    publish(store, "classifier_checkpoint/minilm", {}, "balanced_split", turn=2)
+
+    result = foreign_labels_are_known(artifacts)
+
+    assert result.passed, result.description
+
+
+# -- blocking -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def home(empty_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings that point at the test's database and folder."""
+    monkeypatch.setenv("NEWSJUICE_HOME", str(tmp_path))
+    monkeypatch.setenv("NEWSJUICE_DATABASE_URL", empty_database)
+    monkeypatch.setenv("NEWSJUICE_LEDGER_URL", empty_database)
+    monkeypatch.setenv("NEWSJUICE_TEACHER", "extractive")
+    return tmp_path
+
+
+def materialize(*names: str, days: tuple[date, date] = (DAY, DAY)) -> dg.ExecuteInProcessResult:
+    tags = {"dagster/asset_partition_range_start": str(days[0]), "dagster/asset_partition_range_end": str(days[1])}
+    return dg.materialize(
+        ALL_ASSETS,
+        selection=dg.AssetSelection.assets(*names),
+        resources=build_resources(load_settings()),
+        instance=dg.DagsterInstance.ephemeral(),
+        tags=tags,
+        raise_on_error=False,
+    )
+
+
+def started(result: dg.ExecuteInProcessResult) -> set[str]:
+    return {event.step_key for event in result.all_events if event.event_type == dg.DagsterEventType.STEP_START}
+
+
+def findings(result: dg.ExecuteInProcessResult) -> dict[str, tuple[bool, str]]:
+    return {check.check_name: (check.passed, check.description) for check in result.get_asset_check_evaluations()}
+
+
+def test_a_day_without_chunks_succeeds_from_sampling_to_scripts(home: Path, add_chunks: Callable[..., None]) -> None:
+    add_chunks(articles(3), day=DAY)
+    empty = DAY - timedelta(days=1)
+
+    result = materialize("article_chunks", "teacher_scripts", days=(empty, empty))
+
+    assert result.success
+    assert findings(result)["scripts_are_fit_for_training"] == (
+        True,
+        "Nothing to write: these days have no chunk in the sample.",
+    )
+
+
+def test_an_empty_table_stops_the_run_and_says_how_to_fill_it(home: Path, connection: psycopg.Connection) -> None:
+    result = materialize("article_chunks", "teacher_scripts")
+
+    assert not result.success
+    assert started(result) == {"article_chunks"}
+    failure = next(event for event in result.all_events if event.is_step_failure)
+    assert "newsjuice run --data DIR" in failure.step_failure_data.user_failure_data.description
+
+
+def test_unusable_chunks_stop_the_teacher(home: Path, add_chunks: Callable[..., None]) -> None:
+    add_chunks([*articles(2), *[TOO_SHORT] * 8])
+
+    result = materialize("article_chunks", "teacher_scripts")
+
+    assert not result.success
+    assert started(result) == {"article_chunks"}
+    assert not findings(result)["chunks_are_usable"][0]
+
+
+def test_scripts_that_all_failed_stop_the_data_set(home: Path, add_chunks: Callable[..., None]) -> None:
+    add_chunks([f"{number} {WITHOUT_SENTENCES}" for number in range(4)])
+
+    result = materialize("article_chunks", "teacher_scripts", "student_dataset")
+
+    assert not result.success
+    assert started(result) == {"article_chunks", "teacher_scripts"}
+    assert findings(result)["scripts_are_fit_for_training"][1].startswith("0 of 4 scripts")
+
+
+def test_good_days_before_do_not_hide_a_bad_night(home: Path, add_chunks: Callable[..., None]) -> None:
+    before = DAY - timedelta(days=1)
+    add_chunks(articles(9), day=before)
+    add_chunks([WITHOUT_SENTENCES], day=DAY)
+    assert materialize("article_chunks", "teacher_scripts", days=(before, before)).success
+
+    result = materialize("article_chunks", "teacher_scripts")
+
+    assert not result.success
+    assert findings(result)["scripts_are_fit_for_training"][1].startswith("0 of 1 scripts")
+
+
+def test_a_damaged_day_does_not_stop_the_other_days(home: Path, add_chunks: Callable[..., None]) -> None:
+    before = DAY - timedelta(days=1)
+    add_chunks(articles(3), day=before)
+    add_chunks([f"{text} Later." for text in articles(3)], day=DAY)
+    assert materialize("article_chunks", days=(before, before)).success
+    damaged = next((home / "artifacts" / "article_chunks" / str(before)).rglob("chunks.parquet"))
+    damaged.write_bytes(b"damaged")
+
+    assert materialize("article_chunks", "teacher_scripts").success
+
+
+def test_the_command_names_the_check_and_its_finding(home: Path, add_chunks: Callable[..., None]) -> None:
+    add_chunks([*articles(2), *[TOO_SHORT] * 8])
+    tags = {"dagster/asset_partition_range_start": str(DAY), "dagster/asset_partition_range_end": str(DAY)}
+    stage = Stage("days", ("article_chunks", "teacher_scripts"), tags=tags)
+
+    with pytest.raises(RunFailed) as failed, dg.DagsterInstance.ephemeral() as instance:
+        _materialize(build_defs(load_settings()), instance, stage, {})
+
+    assert str(failed.value).splitlines()[0] == (
+        "The check failed and what depends on it was not run: "
+        "chunks_are_usable of article_chunks: The filters took 80% of the table, more than 50%."
+    )

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -125,6 +126,31 @@ def test_a_damaged_artifact_is_named_and_mended_by_materialising_it_again(
     assert home.versions()["merged_model"] == version
 
 
+@pytest.mark.end_to_end
+def test_a_run_killed_while_training_goes_on_from_its_checkpoint(home: Home, first_run: subprocess.CompletedProcess[str]) -> None:
+    config = home.folder / "long.yaml"
+    config.write_text(yaml.safe_dump({"ops": {"lora_adapter": {"config": {"epochs": 12, "patience_epochs": 12}}}}))
+    command = [sys.executable, "-m", "newsjuice_pipelines.cli", "run", "--select", "lora_adapter", "--config", str(config)]
+    scratch = home.folder / "home" / "cache" / "scratch" / "lora_adapter"
+    before = home.versions()["lora_adapter"]
+
+    process = subprocess.Popen(command, env=home.variables, cwd=home.folder, stderr=subprocess.DEVNULL)
+    while not list(scratch.glob("*/checkpoint-*/trainer_state.json")):
+        assert process.poll() is None, "the training ended before it could be killed"
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    assert home.versions()["lora_adapter"] == before, "a killed run must not change what is in force"
+
+    resumed = home("run", "--select", "lora_adapter", "--config", str(config))
+
+    assert resumed.returncode == 0, resumed.stderr
+    assert "going on from checkpoint-" in resumed.stderr
+    assert home.versions()["lora_adapter"] != before
+    assert not list((home.folder / "home" / "artifacts" / "lora_adapter").glob(".tmp-*"))
+    assert home("run", "--select", "lora_adapter", "--config", str(only(home, "lora_adapter"))).returncode == 0
+
+
 def only(home: Home, asset: str) -> Path:
     """A configuration file for one asset."""
     path = home.folder / f"{asset}.yaml"
@@ -172,13 +198,18 @@ def test_results_hold_no_invented_numbers(home: Home, first_run: subprocess.Comp
         (["run", "--select", "teacher_scripts"], {"NEWSJUICE_TEACHER": "gemini"}, "needs NEWSJUICE_GCP_PROJECT"),
         (["run", "--select", "article_chunks"], {"NEWSJUICE_CHUNKS_TABLE": "no_table"}, "no_table"),
         (["run"], {"NEWSJUICE_TEACHER": "gpt"}, "teacher"),
+        (["run", "--models", "linear,nosuch"], {}, "there is no classifier nosuch"),
+        (["run", "--config", "{wrong}"], {}, "no_such_field"),
     ],
 )
 def test_a_failing_step_names_itself_and_says_why_without_a_traceback_or_a_password(
     home: Home, first_run: subprocess.CompletedProcess[str], arguments: list[str], variables: dict[str, str], message: str
 ) -> None:
     new_home = str(home.folder / "new")
-    done = home(*arguments, **{name: value.replace("{new}", new_home) for name, value in variables.items()})
+    wrong = home.folder / "wrong.yaml"
+    wrong.write_text(yaml.safe_dump({"ops": {"lora_adapter": {"config": {"no_such_field": 1}}}}))
+    filled = [text.replace("{wrong}", str(wrong)) for text in arguments]
+    done = home(*filled, **{name: value.replace("{new}", new_home) for name, value in variables.items()})
 
     assert done.returncode == 1
     assert message in done.stderr

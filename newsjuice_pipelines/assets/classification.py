@@ -1,5 +1,6 @@
 """The classification group: from news headlines to classifiers, their reports and the decision."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,18 @@ from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
 from newsjuice_pipelines.automation.partitions import classifier_models
-from newsjuice_pipelines.classification import crosswalk, decision, evaluate, external, finetune, huffpost, overlap, split
+from newsjuice_pipelines.classification import crosswalk, decision, evaluate, external, finetune, huffpost, models, overlap, split
 from newsjuice_pipelines.classification import leaderboard as leaderboards
 from newsjuice_pipelines.classification import taxonomy as taxonomies
 from newsjuice_pipelines.classification.calibrate import read_calibration
+from newsjuice_pipelines.classification.in_force import current_evaluations
 from newsjuice_pipelines.database.read import read_articles
 from newsjuice_pipelines.demo import DEMO_HEADLINES
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase
 from newsjuice_pipelines.resources.tracking import Tracking
 from newsjuice_pipelines.runtime.artifacts import Draft
-from newsjuice_pipelines.runtime.provenance import file_fingerprint, fingerprint
+from newsjuice_pipelines.runtime.provenance import file_fingerprint, fingerprint, folder_fingerprint, hardware
 from newsjuice_pipelines.settings import load_settings
 
 GROUP = "classification"
@@ -115,7 +117,7 @@ def classifier_checkpoint(
         settings = from_form(config, finetune.ClassifierConfig)
         artifact = store.publish(
             f"classifier_checkpoint/{model}",
-            recipe("1", config.values(), [parts]),
+            recipe("1", config.values(), [parts], base=_base_of(model, settings)),
             lambda draft: finetune.train_classifier(model, parts.path, settings, draft.path, draft.scratch, tracking.tracker()),
             force=config.force,
         )
@@ -128,6 +130,8 @@ def classifier_checkpoint(
     owners=OWNERS,
     kinds={"markdown"},
     partitions_def=classifier_models,
+    op_tags=GPU_OP_TAGS,
+    pool=GPU_POOL,
     code_version="1",
 )
 def classifier_eval_report(
@@ -139,7 +143,7 @@ def classifier_eval_report(
         checkpoint, parts = store.open(f"classifier_checkpoint/{model}"), store.open("balanced_split")
         artifact = store.publish(
             f"classifier_eval_report/{model}",
-            recipe("1", {}, [checkpoint, parts]),
+            recipe("1", {}, [checkpoint, parts], timed_on=hardware()),
             lambda draft: evaluate.evaluate_classifier(checkpoint.path, parts.path, draft.path),
             force=config.force,
         )
@@ -152,6 +156,8 @@ def classifier_eval_report(
     owners=OWNERS,
     kinds={"csv"},
     partitions_def=classifier_models,
+    op_tags=GPU_OP_TAGS,
+    pool=GPU_POOL,
     code_version="1",
 )
 def external_predictions(
@@ -171,7 +177,12 @@ def external_predictions(
             with database.read_only() as connection:
                 rows = read_articles(connection, config.articles)
         labels = crosswalk.load_crosswalk(config.crosswalk)
-        plan = recipe("1", config.values(), [checkpoint, report], rows=fingerprint(rows.astype(str).values.tolist()))
+        plan = recipe(
+            "1",
+            {**config.values(), "labels": {name: list(found) for name, found in labels.labels.items()}},
+            [checkpoint, report],
+            rows=fingerprint(rows.astype(str).values.tolist()),
+        )
         artifact = store.publish(
             f"external_predictions/{model}",
             plan,
@@ -186,7 +197,7 @@ def model_leaderboard(config: LaunchpadConfig, artifacts: Artifacts) -> dg.Mater
     """The models that were evaluated on the current split, ranked, with paired tests so that noise is not called a winner."""
     store = artifacts.store()
     with permanent_failures():
-        evaluations = _current_evaluations(artifacts)
+        evaluations = current_evaluations(store)
         artifact = store.publish(
             "model_leaderboard",
             recipe("1", {}, evaluations.values()),
@@ -201,7 +212,7 @@ def classifier_decision(config: ThresholdsForm, artifacts: Artifacts) -> dg.Mate
     """Adopt the best classifier or not, against thresholds written down before the run, with every criterion."""
     store = artifacts.store()
     with permanent_failures():
-        board, evaluations = store.open("model_leaderboard"), _current_evaluations(artifacts)
+        board, evaluations = store.open("model_leaderboard"), current_evaluations(store)
         thresholds = decision.load_thresholds(config.thresholds)
 
         def write(draft: Draft) -> dict[str, Any]:
@@ -209,14 +220,14 @@ def classifier_decision(config: ThresholdsForm, artifacts: Artifacts) -> dg.Mate
             verdict = decision.decide(leaderboards.read_results(board.path), results, thresholds)
             return decision.write_decision(verdict, draft.path)
 
-        plan = recipe("1", config.values(), [board, *evaluations.values()], thresholds=thresholds.version)
+        plan = recipe("1", {**config.values(), **asdict(thresholds)}, [board, *evaluations.values()])
         artifact = store.publish("classifier_decision", plan, write, force=config.force)
     return materialized(artifact)
 
 
-def _current_evaluations(artifacts: Artifacts) -> dict[str, Any]:
-    """The evaluations of checkpoints that were trained on the split in force; older ones are left out."""
-    store = artifacts.store()
-    split_version = store.open("balanced_split").version
-    found = {model: store.open(f"classifier_eval_report/{model}") for model in store.partitions("classifier_eval_report")}
-    return {model: report for model, report in found.items() if report.recipe["inputs"]["balanced_split"] == split_version}
+def _base_of(model: str, settings: finetune.ClassifierConfig) -> Any:
+    """What the training starts from: the content of a folder, or a hub model and its commit; None for a linear model."""
+    if not models.base_model(model).is_encoder:
+        return None
+    location, revision = models.weights_location(model, settings.base_path, settings.revision)
+    return [location, revision] if revision else folder_fingerprint(Path(location))

@@ -7,6 +7,7 @@ from typing import Any
 
 import dagster as dg
 
+from newsjuice_pipelines.resources.metadata import facts_metadata
 from newsjuice_pipelines.runtime.artifacts import Artifact
 from newsjuice_pipelines.runtime.provenance import fingerprint
 
@@ -30,8 +31,10 @@ def materialized(artifact: Artifact, row_count: int | None = None, **more: Any) 
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(artifact.version))
 
 
-def materialized_days(artifacts: Sequence[Artifact], facts: Mapping[str, Any], row_count: int) -> dg.MaterializeResult:
-    """The result of a run over several days: one data version over all of them, and what was counted in this run."""
+def materialized_days(
+    artifacts: Sequence[Artifact], facts: Mapping[str, Any], row_count: int, check: dg.AssetCheckResult
+) -> dg.MaterializeResult:
+    """The result of a run over several days: one data version over all of them, and what was counted and checked in this run."""
     metadata: dict[str, Any] = {
         "dagster/row_count": row_count,
         "days": len(artifacts),
@@ -41,26 +44,7 @@ def materialized_days(artifacts: Sequence[Artifact], facts: Mapping[str, Any], r
         **_schema(artifacts[-1].path),
     }
     version = fingerprint([artifact.version for artifact in artifacts])[:16]
-    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version))
-
-
-def facts_metadata(facts: Mapping[str, Any]) -> dict[str, dg.MetadataValue]:
-    """Facts as typed metadata: numbers can be plotted over runs, nested values are shown as JSON, None as "not measured"."""
-    return {name: _value(value) for name, value in facts.items()}
-
-
-def _value(value: Any) -> dg.MetadataValue:
-    if value is None:
-        return dg.MetadataValue.text("not measured")
-    if isinstance(value, bool):
-        return dg.MetadataValue.bool(value)
-    if isinstance(value, int):
-        return dg.MetadataValue.int(value)
-    if isinstance(value, float):
-        return dg.MetadataValue.float(value)
-    if isinstance(value, str):
-        return dg.MetadataValue.url(value) if value.startswith("https://") else dg.MetadataValue.text(value)
-    return dg.MetadataValue.json(value)
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version), check_results=[check])
 
 
 def _plots(directory: Path) -> dict[str, dg.MetadataValue]:

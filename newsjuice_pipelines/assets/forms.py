@@ -8,23 +8,21 @@ from newsjuice_pipelines.classification.split import SplitConfig
 from newsjuice_pipelines.podcast.chunks import ChunkSampling
 from newsjuice_pipelines.podcast.dataset import DatasetConfig
 from newsjuice_pipelines.podcast.finetune import PRESETS, FinetuneConfig
+from newsjuice_pipelines.podcast.gemini import GeminiConfig
 from newsjuice_pipelines.podcast.prompts import PROMPT_VERSIONS
 from newsjuice_pipelines.podcast.scripts import GenerationConfig
 from newsjuice_pipelines.podcast.tiny_model import TinyConfig
 
 ChunkForm = launchpad_config(ChunkSampling)
 DatasetForm = launchpad_config(DatasetConfig)
-
-
-class TeacherForm(LaunchpadConfig):
-    """Who writes the scripts, and how."""
-
-    teacher: str | None = Field(None, description="`extractive` (free) or `gemini` (paid). Default: NEWSJUICE_TEACHER.")
-    gemini_model: str | None = Field(None, description="Gemini model. Default: NEWSJUICE_GEMINI_MODEL.")
-    prompt_version: str = Field("v1", description=f"Version of the prompt: {', '.join(PROMPT_VERSIONS)}.")
-    max_workers: int = Field(8, description="Requests at once.")
-
-
+# The fields of `GeminiConfig` are limits, retries and prices of the paid teacher and are not used for the free one.
+TeacherForm = launchpad_config(
+    GeminiConfig,
+    teacher=(str | None, None, "`extractive` (free) or `gemini` (paid). Default: NEWSJUICE_TEACHER."),
+    gemini_model=(str | None, None, "Gemini model. Default: NEWSJUICE_GEMINI_MODEL."),
+    prompt_version=(str, "v1", f"Version of the prompt: {', '.join(PROMPT_VERSIONS)}."),
+    max_workers=(int, 8, "Requests at once."),
+)
 # The fields of `TinyConfig` shape the stand-in and are not used for other models.
 BaseModelForm = launchpad_config(
     TinyConfig,
@@ -86,5 +84,5 @@ class MergeForm(LaunchpadConfig):
 class LatencyForm(LaunchpadConfig):
     """What is timed one script at a time."""
 
-    prompts: int = Field(5, description="Test articles that are timed alone.")
+    prompts: int = Field(30, description="Test articles that are timed alone. The packaged thresholds adopt from 30 on.")
     max_new_tokens: int = Field(400, description="Tokens after which a script is cut.")

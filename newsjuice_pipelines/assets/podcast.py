@@ -1,6 +1,7 @@
 """The podcast group: from chunks in PostgreSQL to a student model, its reports and the decision."""
 
 from datetime import date
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,6 +13,13 @@ from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL, VERTEX_POOL
 from newsjuice_pipelines.automation.partitions import daily, days_of
+from newsjuice_pipelines.checks.podcast import (
+    CHUNKS_ARE_USABLE,
+    SCRIPTS_ARE_FIT_FOR_TRAINING,
+    evaluate_chunks,
+    evaluate_scripts,
+)
+from newsjuice_pipelines.checks.result import as_result
 from newsjuice_pipelines.database.read import read_articles
 from newsjuice_pipelines.demo import DEMO_HEADLINES
 from newsjuice_pipelines.podcast import base_model as base_models
@@ -20,7 +28,7 @@ from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase, TeacherLedger
 from newsjuice_pipelines.resources.vertex import VertexAI
 from newsjuice_pipelines.runtime.artifacts import Artifact, Draft
-from newsjuice_pipelines.runtime.provenance import fingerprint
+from newsjuice_pipelines.runtime.provenance import fingerprint, folder_fingerprint
 from newsjuice_pipelines.settings import load_settings
 
 GROUP = "podcast"
@@ -33,6 +41,7 @@ OWNERS = ["team:podcast"]
     kinds={"postgres", "parquet"},
     partitions_def=daily,
     backfill_policy=dg.BackfillPolicy.single_run(),
+    check_specs=[CHUNKS_ARE_USABLE],
     code_version="1",
 )
 def article_chunks(
@@ -46,7 +55,13 @@ def article_chunks(
     with permanent_failures(), database.read_only() as connection:
         sampling = from_form(config, chunks.ChunkSampling)
         sample = chunks.sample_chunks(
-            connection, database.chunks_table, sampling, days[0], days[-1], statement_timeout_s=database.statement_timeout_s
+            connection,
+            database.chunks_table,
+            sampling,
+            days[0],
+            days[-1],
+            since=daily.start.date(),
+            statement_timeout_s=database.statement_timeout_s,
         )
         store = artifacts.store()
 
@@ -59,7 +74,8 @@ def article_chunks(
             )
 
         written = [publish(day) for day in days]
-    return materialized_days(written, {"counts": sample.counts}, len(sample.rows))
+    check = as_result(evaluate_chunks(sample.rows, sample.counts))
+    return materialized_days(written, {"counts": sample.counts}, len(sample.rows), check)
 
 
 @dg.asset(
@@ -70,6 +86,7 @@ def article_chunks(
     partitions_def=daily,
     backfill_policy=dg.BackfillPolicy.single_run(),
     pool=VERTEX_POOL,
+    check_specs=[SCRIPTS_ARE_FIT_FOR_TRAINING],
     code_version="1",
 )
 def teacher_scripts(
@@ -99,7 +116,9 @@ def teacher_scripts(
             )
 
         written = [publish(day, source) for day, source in sources.items()]
-    return materialized_days(written, teacher.summarize_scripts(scripts), len(scripts))
+    facts = teacher.summarize_scripts(scripts)
+    check = as_result(evaluate_scripts(facts["status"]))
+    return materialized_days(written, facts, len(scripts), check)
 
 
 def _teacher(config: TeacherForm, vertex: VertexAI) -> teacher.Teacher:
@@ -113,7 +132,7 @@ def _teacher(config: TeacherForm, vertex: VertexAI) -> teacher.Teacher:
     from newsjuice_pipelines.podcast.gemini import GeminiConfig, GeminiTeacher
 
     model = config.gemini_model or settings.gemini_model
-    return GeminiTeacher(vertex.client(), model, config.prompt_version, GeminiConfig())
+    return GeminiTeacher(vertex.client(), model, config.prompt_version, from_form(config, GeminiConfig))
 
 
 @dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "pytorch"}, op_tags=GPU_OP_TAGS, pool=GPU_POOL, code_version="1")
@@ -137,10 +156,12 @@ def base_model(config: BaseModelForm, database: ArticleDatabase, artifacts: Arti
                 force=config.force,
             )
         else:
-            revision = config.revision or settings.base_model_revision or base_models.DEFAULT_HUB_REVISION
+            local = Path(name).expanduser()
+            revision = config.revision or settings.base_model_revision or base_models.default_revision(name)
+            source = {"folder": folder_fingerprint(local)} if local.is_dir() else {"revision": revision}
             artifact = store.publish(
                 "base_model",
-                recipe("1", {"name": name, "revision": revision}),
+                recipe("1", {"name": name, **source}),
                 lambda draft: base_models.fetch_base_model(name, revision, draft.path),
                 force=config.force,
             )

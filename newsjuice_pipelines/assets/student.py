@@ -16,7 +16,8 @@ from newsjuice_pipelines.podcast.engines import open_engine
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.tracking import Tracking
 from newsjuice_pipelines.resources.vertex import VertexAI
-from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactStore, Draft
+from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactError, ArtifactStore, Draft
+from newsjuice_pipelines.runtime.provenance import hardware
 from newsjuice_pipelines.runtime.reports import read_json
 from newsjuice_pipelines.settings import load_settings
 
@@ -140,7 +141,10 @@ def _write_scripts(
 
 def _has_errors(store: ArtifactStore, key: str) -> bool:
     """Whether the scripts in force have rows that ended in an error: these are tried again even by the same recipe."""
-    return store.current_version(key) is not None and "error" in store.open(key).facts["by_finish_reason"]
+    try:
+        return "error" in store.open(key).facts["by_finish_reason"]
+    except ArtifactError:  # none yet, or a damaged one, which is written again anyway
+        return False
 
 
 @dg.asset(
@@ -171,7 +175,7 @@ def latency_report(config: LatencyForm, artifacts: Artifacts) -> dg.MaterializeR
             names = ", ".join(sorted(set(taught["model"])))
             return report.latency_report(tuned, untuned, taught["latency_s"].astype(float).tolist(), alone, draft.path, names)
 
-        plan = recipe("1", config.values(), [student, base, model, rows, *days])
+        plan = recipe("1", config.values(), [student, base, model, rows, *days], timed_on=hardware())
         artifact = store.publish("latency_report", plan, write, force=config.force)
     return materialized(artifact)
 

@@ -7,16 +7,19 @@ import dagster as dg
 
 from newsjuice_pipelines.checks.podcast import evaluate_verdict
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
+from newsjuice_pipelines.classification.in_force import current_evaluations, current_external_predictions
 from newsjuice_pipelines.resources.artifacts import Artifacts
 
+DUPLICATE_REASONS = ("duplicate_text", "duplicate_text_other_category")
 UNUSABLE_LINES_LIMIT = 0.05
 UNKNOWN_SECTIONS_LIMIT = 0.05
 MAPPED_LABELS_LIMIT = 0.95
 
 
 def evaluate_headlines(counts: Mapping[str, int]) -> CheckOutcome:
-    """Whether most lines of the file could be used."""
-    lines, kept, duplicates = counts["lines"], counts["kept"], counts.get("duplicate_text", 0)
+    """Whether most lines of the file could be used; a text that occurs again is not held against it."""
+    lines, kept = counts["lines"], counts["kept"]
+    duplicates = sum(counts.get(f"dropped_{reason}", 0) for reason in DUPLICATE_REASONS)
     unusable = 1 - (kept + duplicates) / max(lines, 1)
     sentence = (
         f"{kept:,} of {lines:,} lines are kept; {unusable:.1%} could not be used (at most {UNUSABLE_LINES_LIMIT:.0%} is fine)."
@@ -47,6 +50,8 @@ def evaluate_leaks(shared_texts: int, shared_groups: int, rows_per_part: Mapping
 
 def evaluate_against_chance(evaluations: Mapping[str, Mapping[str, Any]], classes: int) -> CheckOutcome:
     """Whether each model is better than guessing, with 95 % confidence."""
+    if not evaluations:
+        return CheckOutcome(False, "No model was evaluated on the split in force: materialise classifier_eval_report again.")
     lower = {model: facts["accuracy_interval"][0] for model, facts in evaluations.items()}
     guessing = sorted(model for model, bound in lower.items() if bound <= 1 / classes)
     if guessing:
@@ -56,11 +61,13 @@ def evaluate_against_chance(evaluations: Mapping[str, Mapping[str, Any]], classe
 
 def evaluate_labels(facts: Mapping[str, Mapping[str, Any]]) -> CheckOutcome:
     """Whether the crosswalk knows the foreign labels: a comparison with unknown ones says nothing."""
+    if not facts:
+        return CheckOutcome(False, "No predictions of a checkpoint in force: materialise external_predictions again.")
     shares = {model: found["mapped_share"] for model, found in facts.items()}
     unmapped = {label for found in facts.values() for label in found["unmapped_labels"]}
     if any(share is None for share in shares.values()):
         return CheckOutcome(False, "The articles carry no labels, so nothing could be compared.", {"mapped_share": shares})
-    lowest = min(shares.values(), default=0.0)
+    lowest = min(shares.values())
     sentence = f"{lowest:.1%} of the labels have a counterpart (at least {MAPPED_LABELS_LIMIT:.0%} is asked)."
     if unmapped:
         sentence += f" Without one: {', '.join(sorted(unmapped)[:10])}."
@@ -92,19 +99,16 @@ def no_text_in_two_parts(artifacts: Artifacts) -> dg.AssetCheckResult:
 
 @dg.asset_check(asset="classifier_eval_report")
 def classifiers_beat_guessing(artifacts: Artifacts) -> dg.AssetCheckResult:
-    """The interval of each model's accuracy lies above one over the number of classes."""
+    """The interval of each model's accuracy, on the split in force, lies above one over the number of classes."""
     store = artifacts.store()
-    evaluations = {
-        model: store.open(f"classifier_eval_report/{model}").facts for model in store.partitions("classifier_eval_report")
-    }
+    evaluations = {model: report.facts for model, report in current_evaluations(store).items()}
     return as_result(evaluate_against_chance(evaluations, store.open("balanced_split").facts["class_count"]), warn_only=True)
 
 
 @dg.asset_check(asset="external_predictions")
 def foreign_labels_are_known(artifacts: Artifacts) -> dg.AssetCheckResult:
-    """At least 95 % of the foreign labels have a counterpart in the crosswalk."""
-    store = artifacts.store()
-    facts = {model: store.open(f"external_predictions/{model}").facts for model in store.partitions("external_predictions")}
+    """At least 95 % of the foreign labels have a counterpart in the crosswalk, for the checkpoints in force."""
+    facts = {model: found.facts for model, found in current_external_predictions(artifacts.store()).items()}
     return as_result(evaluate_labels(facts), warn_only=True)
 
 

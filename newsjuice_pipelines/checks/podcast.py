@@ -1,12 +1,15 @@
 """Checks of the podcast group. Blocking ones stop what is downstream in the same run."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
 from newsjuice_pipelines.resources.artifacts import Artifacts
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 LOST_TO_FILTERS_LIMIT = 0.5
 OK_SCRIPTS_LIMIT = 0.8
@@ -14,31 +17,61 @@ UNIGRAM_SHARE_LIMIT = 0.9
 EFFECT_KEPT_LIMIT = 0.9
 
 
-def evaluate_chunks(chunk_ids: list[str], empty_texts: int, counts: Mapping[str, int] | None) -> CheckOutcome:
-    """Non-empty, ids that occur once, texts that are there, and not more rows lost to filters than the limit."""
-    figures: dict[str, Any] = {"rows": len(chunk_ids), "distinct_ids": len(set(chunk_ids)), "empty_texts": empty_texts}
-    if not chunk_ids:
-        return CheckOutcome(False, "No chunk was sampled on any day.", figures)
-    if len(set(chunk_ids)) < len(chunk_ids):
-        return CheckOutcome(False, f"{len(chunk_ids) - len(set(chunk_ids))} chunk ids occur more than once.", figures)
+# These two judge the rows of one run, so their assets return the results: an old day cannot hide or cause a failure.
+CHUNKS_ARE_USABLE = dg.AssetCheckSpec(
+    "chunks_are_usable",
+    asset="article_chunks",
+    blocking=True,
+    description="Rows are there, ids are unique, texts are not empty, and the filters did not take most of the table.",
+)
+SCRIPTS_ARE_FIT_FOR_TRAINING = dg.AssetCheckSpec(
+    "scripts_are_fit_for_training",
+    asset="teacher_scripts",
+    blocking=True,
+    description="Enough scripts have the status `ok`.",
+)
+
+
+def evaluate_chunks(rows: "pd.DataFrame", counts: Mapping[str, int]) -> CheckOutcome:
+    """A sample that is not empty, ids that occur once, texts that are there, and not more lost to filters than the limit.
+
+    Args:
+        rows: the sampled chunks of the days of this run; a day without any is fine.
+        counts: what became of each row of the whole table.
+    """
+    chunk_ids, distinct = len(rows), int(rows["chunk_id"].nunique())
+    empty_texts = int((rows["text"].str.strip() == "").sum())
+    # Rows of sources that were not asked for are left out on purpose, not lost.
+    lost = 1 - counts["eligible"] / max(counts["rows_read"] - counts["other_source_type"], 1)
+    figures = {
+        "rows": chunk_ids,
+        "distinct_ids": distinct,
+        "empty_texts": empty_texts,
+        "lost_to_filters": lost,
+        "counts": dict(counts),
+    }
+    if not counts["sampled"]:
+        return CheckOutcome(False, "No chunk of the whole table was sampled.", figures)
+    if distinct < chunk_ids:
+        return CheckOutcome(False, f"{chunk_ids - distinct} chunk ids occur more than once.", figures)
     if empty_texts:
         return CheckOutcome(False, f"{empty_texts} sampled chunks have no text.", figures)
-    if counts:
-        figures["lost_to_filters"] = 1 - counts["eligible"] / max(counts["rows_read"], 1)
-        if figures["lost_to_filters"] > LOST_TO_FILTERS_LIMIT:
-            share = f"{figures['lost_to_filters']:.0%}"
-            return CheckOutcome(False, f"The filters took {share} of the table, more than {LOST_TO_FILTERS_LIMIT:.0%}.", figures)
-    return CheckOutcome(True, f"{len(chunk_ids):,} chunks with distinct ids and texts.", figures)
+    if lost > LOST_TO_FILTERS_LIMIT:
+        sentence = f"The filters took {lost:.0%} of the table, more than {LOST_TO_FILTERS_LIMIT:.0%}."
+        return CheckOutcome(False, sentence, figures)
+    sentence = f"{chunk_ids:,} chunks with distinct ids and texts, of {counts['sampled']:,} in the sample of the whole table."
+    return CheckOutcome(True, sentence, figures)
 
 
 def evaluate_scripts(statuses: Mapping[str, int]) -> CheckOutcome:
-    """Whether enough scripts passed the filters to be taught from."""
+    """Whether enough scripts passed the filters to be taught from; a run without a chunk has nothing to write."""
     rows, ok = sum(statuses.values()), statuses.get("ok", 0)
     figures = {"rows": rows, "ok": ok, "status": dict(statuses)}
     if rows == 0:
-        return CheckOutcome(False, "There is no script at all.", figures)
+        return CheckOutcome(True, "Nothing to write: these days have no chunk in the sample.", figures)
     passed = ok / rows >= OK_SCRIPTS_LIMIT
-    return CheckOutcome(passed, f"{ok:,} of {rows:,} scripts are fit for training ({ok / rows:.0%}).", figures)
+    sentence = f"{ok:,} of {rows:,} scripts are fit for training ({ok / rows:.0%}; at least {OK_SCRIPTS_LIMIT:.0%} is asked)."
+    return CheckOutcome(passed, sentence, figures)
 
 
 def evaluate_base_model(facts: Mapping[str, Any]) -> CheckOutcome:
@@ -97,29 +130,6 @@ def evaluate_verdict(facts: Mapping[str, Any]) -> CheckOutcome:
     return CheckOutcome(facts["decision"] == "adopt", sentence)
 
 
-@dg.asset_check(asset="article_chunks", blocking=True)
-def chunks_are_usable(artifacts: Artifacts) -> dg.AssetCheckResult:
-    """Rows are there, ids are unique, texts are not empty, and the filters did not take most of the table."""
-    from newsjuice_pipelines.podcast.chunks import read_chunks
-
-    store = artifacts.store()
-    days = [store.open(f"article_chunks/{day}") for day in store.partitions("article_chunks")]
-    rows = read_chunks([day.path for day in days])
-    counts = days[-1].facts.get("counts") if days else None
-    return as_result(evaluate_chunks(rows["chunk_id"].tolist(), int((rows["text"].str.strip() == "").sum()), counts))
-
-
-@dg.asset_check(asset="teacher_scripts", blocking=True)
-def scripts_are_fit_for_training(artifacts: Artifacts) -> dg.AssetCheckResult:
-    """Enough scripts have the status `ok`."""
-    store = artifacts.store()
-    statuses: dict[str, int] = {}
-    for day in store.partitions("teacher_scripts"):
-        for status, count in store.open(f"teacher_scripts/{day}").facts["status"].items():
-            statuses[status] = statuses.get(status, 0) + count
-    return as_result(evaluate_scripts(statuses))
-
-
 @dg.asset_check(asset="base_model", blocking=True)
 def base_model_beats_word_frequencies(artifacts: Artifacts) -> dg.AssetCheckResult:
     """A model pre-trained here has a held-out loss well below a unigram model's."""
@@ -160,8 +170,6 @@ def student_is_worth_adopting(artifacts: Artifacts) -> dg.AssetCheckResult:
 
 
 PODCAST_CHECKS = [
-    chunks_are_usable,
-    scripts_are_fit_for_training,
     base_model_beats_word_frequencies,
     no_article_on_two_sides,
     merge_keeps_the_adapter,

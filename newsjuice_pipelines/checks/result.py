@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from newsjuice_pipelines.assets.describe import facts_metadata
+from newsjuice_pipelines.resources.metadata import facts_metadata
 
 
 @dataclass(frozen=True)

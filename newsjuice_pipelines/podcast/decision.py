@@ -20,34 +20,50 @@ class ThresholdsError(ValueError):
     """The thresholds cannot be read or do not make sense."""
 
 
-def load_thresholds(version: str = "v1") -> dict[str, Any]:
-    """The thresholds of a version, checked.
+def load_thresholds(name_or_path: str | Path = "v1") -> dict[str, Any]:
+    """Load packaged thresholds by their version, or a YAML file by its path; every criterion is checked.
 
     Raises:
-        ThresholdsError: there is no such version, or a criterion in it is incomplete.
+        ThresholdsError: no such file, no valid YAML, or a criterion that is incomplete.
     """
     import yaml
 
-    path = THRESHOLDS / f"{version}.yaml"
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = THRESHOLDS / f"{name_or_path}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in THRESHOLDS.glob("*.yaml")))
-        raise ThresholdsError(f"there are no thresholds {version!r}: choose {known}.")
-    thresholds: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    for criterion in thresholds["criteria"]:
+        raise ThresholdsError(f"there are no thresholds {str(name_or_path)!r}: use {known}, or the path of a YAML file.")
+    try:
+        thresholds = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ThresholdsError(f"{path.name} is not valid YAML: {error}") from error
+    if not isinstance(thresholds, dict):
+        raise ThresholdsError(f"{path.name} must hold a mapping, it holds {type(thresholds).__name__}.")
+    criteria = thresholds.get("criteria")
+    if not isinstance(criteria, list) or not criteria or not isinstance(thresholds.get("version"), str):
+        raise ThresholdsError(f"{path.name} needs `version: <text>` and a list `criteria`.")
+    for criterion in criteria:
         check_criterion(criterion)
     return thresholds
 
 
-def check_criterion(criterion: Mapping[str, Any]) -> None:
+def check_criterion(criterion: Any) -> None:
     """Raise `ThresholdsError` unless a criterion names a report, a value, exactly one bound, and whether it is required."""
-    name = criterion.get("name", criterion)
+    if not isinstance(criterion, Mapping) or not isinstance(criterion.get("name"), str):
+        raise ThresholdsError(f"criterion {criterion!r} needs a name: correct the thresholds file.")
+    name = criterion["name"]
     unknown = set(criterion) - _KEYS
     if unknown:
         raise ThresholdsError(f"criterion {name!r} has unknown keys {', '.join(sorted(unknown))}: correct the thresholds file.")
-    if criterion.get("report") not in REPORTS or not criterion.get("value") or not isinstance(criterion.get("required"), bool):
+    value, required = criterion.get("value"), criterion.get("required")
+    if criterion.get("report") not in REPORTS or not value or not isinstance(value, str) or not isinstance(required, bool):
         raise ThresholdsError(f"criterion {name!r} needs report ({' or '.join(REPORTS)}), value, and required (true or false).")
     if ("at_least" in criterion) == ("at_most" in criterion):
         raise ThresholdsError(f"criterion {name!r} needs exactly one of at_least and at_most.")
+    bound = criterion.get("at_least", criterion.get("at_most"))
+    if isinstance(bound, bool) or not isinstance(bound, int | float) or not math.isfinite(bound):
+        raise ThresholdsError(f"criterion {name!r} needs a number as its bound, not {bound!r}.")
 
 
 def decide(latency: Mapping[str, Any], quality: Mapping[str, Any], thresholds: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Making the data set is `dataset.py`; what the trainer reports while it works is 
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from typing import Any
 from newsjuice_pipelines.podcast.base_model import base_identity, check_base_folder, load_model, load_tokenizer
 from newsjuice_pipelines.podcast.chat_tokens import encode_example
 from newsjuice_pipelines.podcast.training_log import TrainingLog, write_loss_curve
+from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
 from newsjuice_pipelines.runtime.devices import best_device
 from newsjuice_pipelines.runtime.reports import write_json
 from newsjuice_pipelines.runtime.seeds import set_seeds
@@ -199,21 +199,6 @@ def encode_rows(file: Path, tokenizer: Any, config: FinetuneConfig) -> dict[str,
             f"would never learn to stop: {_some(without_end)}. The chat template must close the assistant's turn with it."
         )
     return rows
-
-
-def last_whole_checkpoint(scratch: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; None without one."""
-    whole = [folder for folder in scratch.glob("checkpoint-*") if _is_whole(folder)]
-    return max(whole, key=lambda folder: int(folder.name.partition("-")[2]), default=None)
-
-
-def _is_whole(checkpoint: Path) -> bool:
-    """The trainer writes its state after weights and optimiser; a kill may still leave it half written."""
-    try:
-        json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return (checkpoint / "adapter_model.safetensors").is_file() and (checkpoint / "optimizer.pt").is_file()
 
 
 def _new_trainer(

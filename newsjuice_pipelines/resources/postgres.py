@@ -34,13 +34,13 @@ def embedded_url(settings: Settings) -> str:
     with psycopg.connect(url) as connection:
         migrate(connection, "source")
         migrate(connection, "ledger")
-        if connection.execute("SELECT 1 FROM articles LIMIT 1").fetchone() is None:
+        if settings.demo and connection.execute("SELECT 1 FROM articles LIMIT 1").fetchone() is None:
             summary = load_articles(connection, DEMO_ARTICLES)
             logger.info("loaded the demo corpus: %d articles, %d chunks", summary.articles_written, summary.chunks_written)
     return url
 
 
-def connect(url: str, variable: str, options: str = "") -> "psycopg.Connection":
+def connect(url: str, variable: str) -> "psycopg.Connection":
     """Connect to `url`, which came from the environment variable `variable`.
 
     Raises:
@@ -57,7 +57,7 @@ def connect(url: str, variable: str, options: str = "") -> "psycopg.Connection":
         ) from None
     where = f"{parts.get('host', 'localhost')}:{parts.get('port', 5432)}/{parts.get('dbname', '')}"
     try:
-        return psycopg.connect(url, connect_timeout=10, application_name="newsjuice-pipelines", options=options or None)
+        return psycopg.connect(url, connect_timeout=10, application_name="newsjuice-pipelines")
     except psycopg.OperationalError as error:
         reason = " ".join(str(error).split())
         password = str(parts.get("password") or "")
@@ -79,8 +79,10 @@ class ArticleDatabase(dg.ConfigurableResource):
         """A connection on which every transaction is read-only and every statement has a timeout."""
         settings = load_settings()
         url = settings.database_url.get_secret_value() if settings.database_url else embedded_url(settings)
-        options = f"-c statement_timeout={self.statement_timeout_s * 1000}"
-        with connect(url, "NEWSJUICE_DATABASE_URL", options) as connection:
+        with connect(url, "NEWSJUICE_DATABASE_URL") as connection:
+            # Not as a start-up option: connection poolers refuse those, and it would replace the ones in the URL.
+            connection.execute("SELECT set_config('statement_timeout', %s, false)", (f"{self.statement_timeout_s}s",))
+            connection.commit()
             connection.read_only = True
             yield connection
 

@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,7 +116,14 @@ class ArtifactStore:
             which = f" for partition {partition}" if partition else ""
             raise ArtifactMissing(f"{asset} has not been materialised{which}: materialise the asset {asset!r} first.")
         directory = self._local_copy(key, version)
-        manifest = self._verify(key, version, directory)
+        try:
+            manifest = self._verify(key, version, directory)
+        except ArtifactCorrupted:
+            if self.is_local:
+                raise
+            shutil.rmtree(directory)  # the copy may be damaged, not the original
+            directory = self._local_copy(key, version)
+            manifest = self._verify(key, version, directory)
         facts = json.loads((directory / FACTS).read_text(encoding="utf-8"))
         return Artifact(key, version, directory, str(self._root / key / version), manifest["recipe"], facts)
 
@@ -149,12 +156,17 @@ class ArtifactStore:
         if self.is_local:
             return Path(str(source))
         target = self.cache / "copies" / key / version
-        if not (target / MANIFEST).exists():
-            files = json.loads((source / MANIFEST).read_bytes())["files"]
-            for name in [*files, MANIFEST]:  # the manifest last: its presence marks a whole copy
-                (target / name).parent.mkdir(parents=True, exist_ok=True)
-                with (source / name).open("rb") as reader, (target / name).open("wb") as writer:
-                    shutil.copyfileobj(reader, writer, 2**22)
+        if not target.exists():
+            partial = target.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}")
+            try:
+                for name in [*json.loads((source / MANIFEST).read_bytes())["files"], MANIFEST]:
+                    (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                    with (source / name).open("rb") as reader, (partial / name).open("wb") as writer:
+                        shutil.copyfileobj(reader, writer, 2**22)
+                with suppress(OSError):  # another process was faster
+                    os.rename(partial, target)
+            finally:
+                shutil.rmtree(partial, ignore_errors=True)
         return target
 
     # -- writing ---------------------------------------------------------------------------------------------------
@@ -192,8 +204,8 @@ class ArtifactStore:
                 facts = write(Draft(staging, scratch))
                 (staging / FACTS).write_text(json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
                 version = self._commit(key, recipe, staging)
-            except OSError as error:
-                if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            except Exception as error:
+                if _is_disk_full(error):
                     raise DiskFull(
                         f"no room left for {key} in {self._root} (cache {self.cache}): free some space or set "
                         "NEWSJUICE_ARTIFACTS to another disk, then run again; finished work is kept."
@@ -273,6 +285,17 @@ class ArtifactStore:
             raise ArtifactBusy(
                 f"another process is writing {key} (waited {self.lock_timeout_s:.0f} s): run again when it has finished."
             ) from None
+
+
+def _is_disk_full(error: BaseException | None) -> bool:
+    """Whether an error comes from a full disk; libraries that write weights report it in errors of their own."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "os error 28" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _sha256(path: Path) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
 import subprocess
-import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -75,14 +75,31 @@ def package_versions() -> Mapping[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Git state, package versions and device. The device is named only by steps that loaded torch."""
-    device = None
-    if "torch" in sys.modules:
-        from newsjuice_pipelines.runtime.devices import best_device
+    """Git state, package versions and hardware. The same in every process of a machine, whatever it has imported."""
+    return {"git": dict(git_state()), "packages": dict(package_versions()), "device": hardware()}
 
-        best = best_device()
-        device = f"{best.type}: {best.name}"
-    return {"git": dict(git_state()), "packages": dict(package_versions()), "device": device, "platform": platform.machine()}
+
+@lru_cache(maxsize=1)
+def hardware() -> str:
+    """Processor kind and count, and the NVIDIA devices that the driver lists; found without loading a library."""
+    names = []
+    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        fields = dict(line.split(":", 1) for line in information.read_text(encoding="utf-8").splitlines() if ":" in line)
+        names.append(fields.get("Model", "NVIDIA GPU").strip())
+    return ", ".join([f"{os.cpu_count()} x {platform.machine()}", *names])
+
+
+def folder_fingerprint(path: Path) -> str:
+    """SHA-256 (hex) over the names and contents of all files below a folder.
+
+    Raises:
+        ValueError: there is no such folder.
+    """
+    if not path.is_dir():
+        raise ValueError(f"there is no folder {path}.")
+    return fingerprint(
+        {str(file.relative_to(path)): file_fingerprint(file) for file in sorted(path.rglob("*")) if file.is_file()}
+    )
 
 
 def file_fingerprint(path: Path) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from newsjuice_pipelines.classification.checkpoint import CheckpointError
-from newsjuice_pipelines.classification.finetune import ClassifierConfig, batch_collator, last_whole_checkpoint, train_classifier
+from newsjuice_pipelines.classification.finetune import ClassifierConfig, batch_collator, train_classifier
 from newsjuice_pipelines.classification.models import (
     BASE_MODELS,
     ModelUnavailable,
@@ -150,14 +150,6 @@ def test_training_goes_on_after_a_crash_and_ends_as_if_there_had_been_none(
     assert 0 < facts["resumed_from_step"] < facts["steps"] == minilm.facts["steps"]
     resumed, whole = load_classifier(out), load_classifier(minilm.checkpoint)
     np.testing.assert_allclose(resumed.predict_logits(TEXTS[:UNCUT]), whole.predict_logits(TEXTS[:UNCUT]), atol=1e-3)
-
-
-def test_half_written_checkpoints_are_deleted(tmp_path: Path) -> None:
-    for step, state in ((8, "{}"), (16, "{}"), (24, '{"half')):
-        (tmp_path / f"checkpoint-{step}").mkdir()
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(state, encoding="utf-8")
-    assert last_whole_checkpoint(tmp_path) == tmp_path / "checkpoint-16"
-    assert not (tmp_path / "checkpoint-24").exists()
 
 
 def test_texts_beyond_the_length_limit_are_counted(unusual: dict[str, Any]) -> None:

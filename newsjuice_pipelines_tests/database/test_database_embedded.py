@@ -136,3 +136,27 @@ def test_the_list_of_users_forgets_dead_processes(short_folder: Path) -> None:
 
     assert json.loads((short_folder / "pgdata" / ".handle_pids.json").read_text()) == [holder.process.pid]
     holder.end()
+
+
+def test_a_path_with_spaces_and_one_too_long_for_a_socket_work(short_folder: Path) -> None:
+    for name in ("my projects & more", "long" * 30):
+        holder = Holder(short_folder / name)
+        with psycopg.connect(holder.url) as connection:
+            assert connection.execute("SELECT 1").fetchone() == (1,)
+        holder.end()
+        assert not is_running(short_folder / name)
+
+
+def test_three_first_starts_at_once_share_one_server(short_folder: Path) -> None:
+    starts = [
+        subprocess.Popen(
+            [sys.executable, "-c", HOLD, str(short_folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(3)
+    ]
+    urls = {start.stdout.readline().strip() for start in starts}
+    for start in starts:
+        start.communicate(timeout=30)
+
+    assert len(urls) == 1
+    assert urls != {""}

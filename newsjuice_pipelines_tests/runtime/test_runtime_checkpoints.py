@@ -1,0 +1,45 @@
+"""Which checkpoint a training goes on from: the newest that is whole."""
+
+from pathlib import Path
+
+import pytest
+
+from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
+
+
+def save(scratch: Path, step: int, weights: str = "model.safetensors") -> Path:
+    folder = scratch / f"checkpoint-{step}"
+    folder.mkdir()
+    for name in (weights, "optimizer.pt"):
+        (folder / name).write_bytes(b"numbers")
+    (folder / "trainer_state.json").write_text("{}", encoding="utf-8")
+    return folder
+
+
+def test_the_newest_by_step_is_taken_not_by_name(tmp_path: Path) -> None:
+    save(tmp_path, 8)
+    newest = save(tmp_path, 16, weights="adapter_model.safetensors")
+
+    assert last_whole_checkpoint(tmp_path) == newest
+
+
+@pytest.mark.parametrize("torn", ["trainer_state.json", "model.safetensors", "optimizer.pt"])
+def test_a_half_written_checkpoint_is_passed_over_and_left_alone(tmp_path: Path, torn: str) -> None:
+    whole, half = save(tmp_path, 8), save(tmp_path, 16)
+    (half / torn).unlink()
+
+    assert last_whole_checkpoint(tmp_path) == whole
+    assert half.exists()
+
+
+def test_a_torn_state_is_passed_over(tmp_path: Path) -> None:
+    (save(tmp_path, 8) / "trainer_state.json").write_text('{"half', encoding="utf-8")
+
+    assert last_whole_checkpoint(tmp_path) is None
+
+
+def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
+    save(tmp_path, 8).rename(tmp_path / "checkpoint-best")
+
+    assert last_whole_checkpoint(tmp_path) is None
+    assert last_whole_checkpoint(tmp_path / "missing") is None
