@@ -24,8 +24,9 @@ def cli() -> None:
 @cli.command()
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help=DATA_HELP)
 @click.option(
-    "--select", multiple=True, metavar="ASSET", help="Only these assets; Dagster's selection syntax; repeat or use commas."
+    "--select", multiple=True, metavar="ASSET", help="Only these assets, in Dagster's selection syntax: --select A B, or A,B."
 )
+@click.argument("assets", nargs=-1, metavar="")
 @click.option("--sample", type=click.IntRange(min=3), metavar="N", help="At most N chunks, and N headlines a class.")
 @click.option("--models", metavar="NAMES", help="Classifier models, comma-separated. Default: all whose weights are at hand.")
 @click.option(
@@ -33,14 +34,23 @@ def cli() -> None:
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="YAML with Dagster run configuration: `ops: …`.",
 )
-def run(data: Path | None, select: tuple[str, ...], sample: int | None, models: str | None, config: Path | None) -> None:
+def run(
+    data: Path | None,
+    select: tuple[str, ...],
+    assets: tuple[str, ...],
+    sample: int | None,
+    models: str | None,
+    config: Path | None,
+) -> None:
     """Materialise both pipelines, or the selected assets, and print the results."""
     from newsjuice_pipelines.commands.environment import prepare_environment
     from newsjuice_pipelines.commands.run import run as run_pipelines
 
+    if assets and not select:
+        raise click.UsageError(f"{' '.join(assets)!r}: to run some assets only, say --select {' '.join(assets)}")
     settings = prepare_environment(data)
     names = [name.strip() for name in models.split(",")] if models else []
-    sys.exit(run_pipelines(settings, data, select, sample, names, config))
+    sys.exit(run_pipelines(settings, data, [*select, *assets], sample, names, config))
 
 
 @cli.command()

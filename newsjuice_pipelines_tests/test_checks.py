@@ -111,7 +111,7 @@ def articles(count: int) -> list[str]:
 
 
 def sampled(connection: psycopg.Connection, day: date = DAY, **sampling: Any) -> ChunkSample:
-    return sample_chunks(connection, "chunks_vector", ChunkSampling(**sampling), day, day)
+    return sample_chunks(connection, "chunks_vector", ChunkSampling(**sampling), day, day, since=DAY - timedelta(days=30))
 
 
 def test_a_sample_of_a_sound_table_passes(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
@@ -156,14 +156,18 @@ def test_filters_that_take_most_of_the_table_fail(connection: psycopg.Connection
     assert "took 60% of the table" in outcome.sentence
 
 
-def test_sources_that_were_not_asked_for_are_not_lost(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
+def test_rows_of_other_sources_and_earlier_days_are_not_lost(
+    connection: psycopg.Connection, add_chunks: Callable[..., None]
+) -> None:
     add_chunks(articles(2))
     add_chunks(articles(9), source_type="wire")
+    add_chunks(articles(9), day=DAY - timedelta(days=900))
     sample = sampled(connection, source_types=("campus",))
 
     outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
 
     assert outcome.passed, outcome.sentence
+    assert sample.counts["eligible"] == 2, "nearly all rows are left out"
 
 
 def test_repeated_ids_fail(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:

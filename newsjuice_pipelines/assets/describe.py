@@ -39,6 +39,7 @@ def materialized_days(
         "dagster/row_count": row_count,
         "days": len(artifacts),
         "days_reused": sum(artifact.reused for artifact in artifacts),
+        "reused": all(artifact.reused for artifact in artifacts),
         "uri_of_last_day": artifacts[-1].uri,
         **facts_metadata(facts),
         **_schema(artifacts[-1].path),

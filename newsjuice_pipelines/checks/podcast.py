@@ -41,8 +41,9 @@ def evaluate_chunks(rows: "pd.DataFrame", counts: Mapping[str, int]) -> CheckOut
     """
     chunk_ids, distinct = len(rows), int(rows["chunk_id"].nunique())
     empty_texts = int((rows["text"].str.strip() == "").sum())
-    # Rows of sources that were not asked for are left out on purpose, not lost.
-    lost = 1 - counts["eligible"] / max(counts["rows_read"] - counts["other_source_type"], 1)
+    # Sound rows of another source or an earlier day are left out on purpose, not lost.
+    sound = sum(counts[name] for name in ("eligible", "other_source_type", "before_first_day"))
+    lost = 1 - sound / max(counts["rows_read"], 1)
     figures = {
         "rows": chunk_ids,
         "distinct_ids": distinct,

@@ -108,6 +108,7 @@ def test_every_row_that_is_left_out_is_counted(connection: psycopg.Connection, m
         "too_long": 1,
         "other_source_type": 1,
         "no_fetched_at": 1,
+        "before_first_day": 0,
         "eligible": 3,
         "duplicate_text": 1,
         "sampled": 2,
@@ -325,3 +326,19 @@ def test_zone_aware_rows_are_sorted_with_the_others() -> None:
     aware[7] = datetime(2026, 9, 5, tzinfo=UTC)
     found = select_chunks([tuple(aware), row("b")], ChunkSampling(), 10).rows
     assert [entry["article_id"] for entry in found] == ["b", "a"]
+
+
+def test_rows_that_no_partition_could_hold_leave_room_for_others() -> None:
+    import datetime as dt
+
+    def row(number: int, day: dt.datetime) -> tuple[Any, ...]:
+        text = f"word{number} " * 80
+        return (f"a{number}", 0, "t", None, None, None, None, day, text)
+
+    old, new = dt.datetime(2020, 1, 1), dt.datetime(2026, 9, 20)
+    rows = [row(number, old) for number in range(50)] + [row(number, new) for number in range(50, 55)]
+
+    selection = select_chunks(rows, ChunkSampling(sample_size=5), 100, dt.date(2026, 9, 1))
+
+    assert {chosen["article_id"] for chosen in selection.rows} == {f"a{number}" for number in range(50, 55)}
+    assert selection.counts["before_first_day"] == 50
