@@ -1,5 +1,6 @@
 """The one place where everything is put together: `build_defs()` for tests and tools, `defs` for Dagster."""
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,5 +50,8 @@ def build_defs(settings: Settings | None = None, resources: Mapping[str, Any] | 
         loggers={"console": dg.colored_console_logger, "terminal": terminal_logger},
     )
 
+
+# Dagster captures this logger (`managed_python_loggers`) from the level at which it speaks: progress lines are INFO.
+logging.getLogger("newsjuice").setLevel(logging.INFO)
 
 defs = build_defs()

@@ -80,6 +80,7 @@ def test_one_command_materialises_every_asset_and_prints_the_results(
     home: Home, first_run: subprocess.CompletedProcess[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert first_run.returncode == 0, first_run.stderr
+    assert "pre-training the stand-in model: 400/400 steps" in first_run.stderr, "long work must show its progress"
     assert "podcast decision" in first_run.stdout
     assert "classifier decision" in first_run.stdout
     assert "http://127.0.0.1:3000" in first_run.stderr

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from newsjuice_pipelines.classification.taxonomy import TaxonomyError, label_key, read_yaml
+from newsjuice_pipelines.classification.taxonomy import TaxonomyError, label_key
+from newsjuice_pipelines.runtime.yaml_files import find_yaml, read_yaml
 
 PACKAGED = Path(__file__).parent / "crosswalks"
 
@@ -35,13 +36,8 @@ def load_crosswalk(name_or_path: str | Path = "default") -> Crosswalk:
     Raises:
         TaxonomyError: no such crosswalk, or a file that is mistyped or lists one label twice.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PACKAGED / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in PACKAGED.glob("*.yaml")))
-        raise TaxonomyError(f"There is no crosswalk {str(name_or_path)!r}. Use one of {known}, or the path of a YAML file.")
-    content = read_yaml(path)
+    path = find_yaml(name_or_path, PACKAGED, "crosswalk", TaxonomyError)
+    content = read_yaml(path, TaxonomyError)
     labels = content.get("labels")
     if not isinstance(labels, dict) or not labels or not isinstance(content.get("version"), str):
         raise TaxonomyError(f"{path.name} needs `version: <text>` and `labels: {{label: [class, …]}}`.")

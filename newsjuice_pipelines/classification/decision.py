@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from newsjuice_pipelines.classification.report import decision_page
-from newsjuice_pipelines.classification.taxonomy import read_yaml
 from newsjuice_pipelines.runtime.reports import write_json
+from newsjuice_pipelines.runtime.yaml_files import find_yaml, read_yaml
 
 PACKAGED = Path(__file__).parent / "thresholds"
 ADOPT, DO_NOT_ADOPT = "adopt", "do not adopt"
@@ -45,13 +45,8 @@ def load_thresholds(name_or_path: str | Path = "v1") -> Thresholds:
     Raises:
         ThresholdsError: no such file, or an entry that is mistyped.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PACKAGED / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(found.stem for found in PACKAGED.glob("*.yaml")))
-        raise ThresholdsError(f"There are no thresholds {str(name_or_path)!r}. Use one of {known}, or the path of a YAML file.")
-    content = read_yaml(path)
+    path = find_yaml(name_or_path, PACKAGED, "thresholds file", ThresholdsError)
+    content = read_yaml(path, ThresholdsError)
     entries = content.get("criteria")
     if not isinstance(entries, list) or not entries or not isinstance(content.get("version"), str):
         raise ThresholdsError(f"{path.name} needs `version: <text>` and a list `criteria`.")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.runtime.reports import write_json
+from newsjuice_pipelines.runtime.yaml_files import find_yaml, read_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -56,7 +57,7 @@ def load_taxonomy(name_or_path: str | Path) -> Taxonomy:
         TaxonomyError: no such taxonomy, or a file that is empty, mistyped or puts one section under two classes.
     """
     path = taxonomy_file(name_or_path)
-    content = read_yaml(path)
+    content = read_yaml(path, TaxonomyError)
     classes = content.get("classes")
     if not isinstance(classes, dict) or not classes or not isinstance(content.get("version"), str):
         raise TaxonomyError(f"{path.name} needs `version: <text>` and `classes: {{class: [section, …]}}`.")
@@ -80,30 +81,7 @@ def taxonomy_file(name_or_path: str | Path) -> Path:
     Raises:
         TaxonomyError: there is no such file.
     """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = PACKAGED / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(packaged_taxonomies())
-        raise TaxonomyError(f"There is no taxonomy {str(name_or_path)!r}. Use one of {known}, or the path of a YAML file.")
-    return path
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file.
-
-    Raises:
-        TaxonomyError: the file is not YAML, or no mapping.
-    """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise TaxonomyError(f"{path.name} is not valid YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise TaxonomyError(f"{path.name} must hold a mapping, it holds {type(content).__name__}.")
-    return content
+    return find_yaml(name_or_path, PACKAGED, "taxonomy", TaxonomyError)
 
 
 def write_taxonomy(taxonomy: Taxonomy, rows: pd.DataFrame, out: Path) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from newsjuice_pipelines.runtime.reports import cell, markdown_table, write_json
+from newsjuice_pipelines.runtime.yaml_files import find_yaml, read_yaml
 
 THRESHOLDS = Path(__file__).parent / "thresholds"
 ADOPT, DO_NOT_ADOPT = "adopt", "do not adopt"
@@ -26,20 +27,8 @@ def load_thresholds(name_or_path: str | Path = "v1") -> dict[str, Any]:
     Raises:
         ThresholdsError: no such file, no valid YAML, or a criterion that is incomplete.
     """
-    import yaml
-
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = THRESHOLDS / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in THRESHOLDS.glob("*.yaml")))
-        raise ThresholdsError(f"there are no thresholds {str(name_or_path)!r}: use {known}, or the path of a YAML file.")
-    try:
-        thresholds = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ThresholdsError(f"{path.name} is not valid YAML: {error}") from error
-    if not isinstance(thresholds, dict):
-        raise ThresholdsError(f"{path.name} must hold a mapping, it holds {type(thresholds).__name__}.")
+    path = find_yaml(name_or_path, THRESHOLDS, "thresholds file", ThresholdsError)
+    thresholds = read_yaml(path, ThresholdsError)
     criteria = thresholds.get("criteria")
     if not isinstance(criteria, list) or not criteria or not isinstance(thresholds.get("version"), str):
         raise ThresholdsError(f"{path.name} needs `version: <text>` and a list `criteria`.")

@@ -145,7 +145,7 @@ def test_own_thresholds_are_read_from_their_path(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["v99", "nowhere/own.yaml"])
 def test_thresholds_that_do_not_exist_are_refused_with_the_choice(name: str) -> None:
-    with pytest.raises(ThresholdsError, match=f"no thresholds '{name}': use v1, or the path of a YAML file"):
+    with pytest.raises(ThresholdsError, match=f"no thresholds file '{name}': use one of v1, or the path of a YAML file"):
         load_thresholds(name)
 
 
