@@ -15,7 +15,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,8 +163,11 @@ class ArtifactStore:
                     (partial / name).parent.mkdir(parents=True, exist_ok=True)
                     with (source / name).open("rb") as reader, (partial / name).open("wb") as writer:
                         shutil.copyfileobj(reader, writer, 2**22)
-                with suppress(OSError):  # another process was faster
+                try:
                     os.rename(partial, target)
+                except OSError:
+                    if not target.exists():  # otherwise another process was faster
+                        raise
             finally:
                 shutil.rmtree(partial, ignore_errors=True)
         return target
