@@ -27,6 +27,15 @@ class Settings(BaseSettings):
 
     database_url: SecretStr | None = Field(None, description="PostgreSQL with the articles. Default: the embedded server.")
     ledger_url: SecretStr | None = Field(None, description="PostgreSQL for the teacher ledger. Default: the embedded server.")
+    cloud_sql_instance: str | None = Field(
+        None, description="Cloud SQL instance with the articles, project:region:instance; instead of a URL. Needs the gcp extra."
+    )
+    cloud_sql_user: str | None = Field(None, description="User on the Cloud SQL instance; for IAM the account's e-mail.")
+    cloud_sql_database: str | None = Field(None, description="Database on the Cloud SQL instance.")
+    cloud_sql_password: SecretStr | None = Field(None, description="Password on the Cloud SQL instance. Default: IAM log-in.")
+    cloud_sql_ip_type: Literal["public", "private", "psc"] = Field(
+        "public", description="Address of the Cloud SQL instance that is connected to."
+    )
     demo: bool = Field(True, description="Load the demo corpus into an embedded database that holds no article.")
     chunks_table: str = Field(
         "chunks_vector", description="Table of article chunks, optionally with a schema: `public.chunks_vector`."
@@ -78,6 +87,11 @@ class Settings(BaseSettings):
     def artifact_root(self) -> str:
         """The artefact root as a folder or URI."""
         return self.artifacts or str(self.home / "artifacts")
+
+    @property
+    def articles_are_embedded(self) -> bool:
+        """Whether the articles lie on the embedded server: neither a URL nor a Cloud SQL instance is set."""
+        return self.database_url is None and self.cloud_sql_instance is None
 
     @property
     def cache(self) -> Path:

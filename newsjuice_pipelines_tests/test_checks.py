@@ -25,10 +25,12 @@ from newsjuice_pipelines.runtime.artifacts import ArtifactStore
 from newsjuice_pipelines.settings import load_settings
 
 DAY = datetime.now(UTC).date() - timedelta(days=2)
-SENTENCE = "The council met on Tuesday to talk about the new bridge over the river. "
-ARTICLE = SENTENCE * 8
 TOO_SHORT = "A caption."
-WITHOUT_SENTENCES = "word " * 90
+FRENCH = (
+    "Le conseil municipal a approuvé mardi un nouveau plan pour réparer le pont sur la rivière, fermé depuis la tempête de mars. "
+    "Les travaux dureront au moins un an, selon la maire, qui a demandé de la patience aux habitants du quartier. Les "
+    "commerçants craignent de perdre des clients pendant la fermeture et réclament une aide de la région, qui doit encore voter."
+)
 
 
 # -- figures that other parts of the project do not make up on the way --------------------------------------------------
@@ -106,8 +108,14 @@ def add_chunks(connection: psycopg.Connection) -> Callable[..., None]:
     return add
 
 
-def articles(count: int) -> list[str]:
-    return [f"Story {number} begins here. {ARTICLE}" for number in range(count)]
+def articles(count: int, first: int = 0) -> list[str]:
+    """Texts that have little in common."""
+    sentence = "Council {0} met on day {0} to talk about bridge {0} over river {0} near town {0}. "
+    return [f"Story {number} begins here. {sentence.format(number) * 8}" for number in range(first, first + count)]
+
+
+def without_sentences(number: int) -> str:
+    return f"story{number} bridge{number} " * 45
 
 
 def sampled(connection: psycopg.Connection, day: date = DAY, **sampling: Any) -> ChunkSample:
@@ -153,21 +161,70 @@ def test_filters_that_take_most_of_the_table_fail(connection: psycopg.Connection
     outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
 
     assert not outcome.passed
-    assert "took 60% of the table" in outcome.sentence
+    assert "took 60% of the rows asked for" in outcome.sentence
 
 
 def test_rows_of_other_sources_and_earlier_days_are_not_lost(
     connection: psycopg.Connection, add_chunks: Callable[..., None]
 ) -> None:
     add_chunks(articles(2))
-    add_chunks(articles(9), source_type="wire")
-    add_chunks(articles(9), day=DAY - timedelta(days=900))
+    add_chunks(articles(9, first=2), source_type="wire")
+    add_chunks(articles(9, first=11), day=DAY - timedelta(days=900))
     sample = sampled(connection, source_types=("campus",))
 
     outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
 
     assert outcome.passed, outcome.sentence
     assert sample.counts["eligible"] == 2, "nearly all rows are left out"
+
+
+def test_what_nobody_asked_for_does_not_hide_what_was_lost(
+    connection: psycopg.Connection, add_chunks: Callable[..., None]
+) -> None:
+    add_chunks([*articles(4), *[TOO_SHORT] * 6])
+    add_chunks(articles(90), source_type="wire")
+    sample = sampled(connection, source_types=("campus",))
+
+    outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
+
+    assert not outcome.passed
+    assert outcome.figures["lost_to_filters"] == pytest.approx(0.6)
+
+
+def test_rows_outside_of_the_date_window_and_in_another_language_are_not_lost(
+    connection: psycopg.Connection, add_chunks: Callable[..., None]
+) -> None:
+    add_chunks([*articles(2), *[f"{FRENCH} Numéro {number}." for number in range(5)]])
+    add_chunks(articles(20), day=DAY - timedelta(days=20))
+    sample = sampled(connection, published_from=str(DAY))
+
+    outcome = podcast.evaluate_chunks(sample.rows, sample.counts)
+
+    assert outcome.passed, outcome.sentence
+    assert (sample.counts["outside_date_window"], sample.counts["other_language"]) == (20, 5)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda rows: rows.drop(columns="section"), "section is missing"),
+        (lambda rows: rows.assign(embedding=0), "embedding is not known"),
+        (lambda rows: rows.astype({"fetched_at": "str"}), "fetched_at is str, not datetime64"),
+    ],
+)
+def test_chunks_with_other_columns_than_agreed_fail(
+    connection: psycopg.Connection,
+    add_chunks: Callable[..., None],
+    spoil: Callable[[pd.DataFrame], pd.DataFrame],
+    message: str,
+) -> None:
+    add_chunks(articles(2))
+    sample = sampled(connection)
+
+    outcome = podcast.evaluate_chunks(spoil(sample.rows), sample.counts)
+
+    assert not outcome.passed
+    assert message in outcome.sentence
 
 
 def test_repeated_ids_fail(connection: psycopg.Connection, add_chunks: Callable[..., None]) -> None:
@@ -369,7 +426,7 @@ def test_unusable_chunks_stop_the_teacher(home: Path, add_chunks: Callable[..., 
 
 
 def test_scripts_that_all_failed_stop_the_data_set(home: Path, add_chunks: Callable[..., None]) -> None:
-    add_chunks([f"{number} {WITHOUT_SENTENCES}" for number in range(4)])
+    add_chunks([without_sentences(number) for number in range(4)])
 
     result = materialize("article_chunks", "teacher_scripts", "student_dataset")
 
@@ -381,7 +438,7 @@ def test_scripts_that_all_failed_stop_the_data_set(home: Path, add_chunks: Calla
 def test_good_days_before_do_not_hide_a_bad_night(home: Path, add_chunks: Callable[..., None]) -> None:
     before = DAY - timedelta(days=1)
     add_chunks(articles(9), day=before)
-    add_chunks([WITHOUT_SENTENCES], day=DAY)
+    add_chunks([without_sentences(0)], day=DAY)
     assert materialize("article_chunks", "teacher_scripts", days=(before, before)).success
 
     result = materialize("article_chunks", "teacher_scripts")
@@ -393,7 +450,7 @@ def test_good_days_before_do_not_hide_a_bad_night(home: Path, add_chunks: Callab
 def test_a_damaged_day_does_not_stop_the_other_days(home: Path, add_chunks: Callable[..., None]) -> None:
     before = DAY - timedelta(days=1)
     add_chunks(articles(3), day=before)
-    add_chunks([f"{text} Later." for text in articles(3)], day=DAY)
+    add_chunks(articles(3, first=3), day=DAY)
     assert materialize("article_chunks", days=(before, before)).success
     damaged = next((home / "artifacts" / "article_chunks" / str(before)).rglob("chunks.parquet"))
     damaged.write_bytes(b"damaged")
@@ -411,5 +468,5 @@ def test_the_command_names_the_check_and_its_finding(home: Path, add_chunks: Cal
 
     assert str(failed.value).splitlines()[0] == (
         "The check failed and what depends on it was not run: "
-        "chunks_are_usable of article_chunks: The filters took 80% of the table, more than 50%."
+        "chunks_are_usable of article_chunks: The filters took 80% of the rows asked for, more than 50%."
     )

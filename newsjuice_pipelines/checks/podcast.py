@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
+from newsjuice_pipelines.podcast.chunks import CHUNK_TYPES
 from newsjuice_pipelines.resources.artifacts import Artifacts
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOST_TO_FILTERS_LIMIT = 0.5
+LEFT_OUT_ON_PURPOSE = ("other_source_type", "before_first_day", "outside_date_window")
 OK_SCRIPTS_LIMIT = 0.8
 UNIGRAM_SHARE_LIMIT = 0.9
 EFFECT_KEPT_LIMIT = 0.9
@@ -22,7 +24,7 @@ CHUNKS_ARE_USABLE = dg.AssetCheckSpec(
     "chunks_are_usable",
     asset="article_chunks",
     blocking=True,
-    description="Rows are there, ids are unique, texts are not empty, and the filters did not take most of the table.",
+    description="Rows and columns are there, ids are unique, texts not empty, and the filters did not take most of the table.",
 )
 SCRIPTS_ARE_FIT_FOR_TRAINING = dg.AssetCheckSpec(
     "scripts_are_fit_for_training",
@@ -33,35 +35,44 @@ SCRIPTS_ARE_FIT_FOR_TRAINING = dg.AssetCheckSpec(
 
 
 def evaluate_chunks(rows: "pd.DataFrame", counts: Mapping[str, int]) -> CheckOutcome:
-    """A sample that is not empty, ids that occur once, texts that are there, and not more lost to filters than the limit.
+    """A sample that is not empty, with the agreed columns, ids that occur once and texts, and few rows lost to filters.
 
     Args:
         rows: the sampled chunks of the days of this run; a day without any is fine.
         counts: what became of each row of the whole table.
     """
-    chunk_ids, distinct = len(rows), int(rows["chunk_id"].nunique())
-    empty_texts = int((rows["text"].str.strip() == "").sum())
-    # Sound rows of another source or an earlier day are left out on purpose, not lost.
-    sound = sum(counts[name] for name in ("eligible", "other_source_type", "before_first_day"))
-    lost = 1 - sound / max(counts["rows_read"], 1)
-    figures = {
-        "rows": chunk_ids,
-        "distinct_ids": distinct,
-        "empty_texts": empty_texts,
-        "lost_to_filters": lost,
-        "counts": dict(counts),
-    }
+    # Rows of another source or time are left out on purpose: of the others, these could not be used.
+    wanted = counts["rows_read"] - sum(counts[name] for name in LEFT_OUT_ON_PURPOSE)
+    lost = 1 - counts["eligible"] / max(wanted, 1)
+    figures: dict[str, Any] = {"rows": len(rows), "lost_to_filters": lost, "counts": dict(counts)}
+    wrong = _wrong_columns(rows)
+    if wrong:
+        return CheckOutcome(False, f"The columns are not as agreed: {'; '.join(wrong)}.", figures)
+    figures["distinct_ids"] = distinct = int(rows["chunk_id"].nunique())
+    figures["empty_texts"] = empty_texts = int((rows["text"].str.strip() == "").sum())
     if not counts["sampled"]:
         return CheckOutcome(False, "No chunk of the whole table was sampled.", figures)
-    if distinct < chunk_ids:
-        return CheckOutcome(False, f"{chunk_ids - distinct} chunk ids occur more than once.", figures)
+    if distinct < len(rows):
+        return CheckOutcome(False, f"{len(rows) - distinct} chunk ids occur more than once.", figures)
     if empty_texts:
         return CheckOutcome(False, f"{empty_texts} sampled chunks have no text.", figures)
     if lost > LOST_TO_FILTERS_LIMIT:
-        sentence = f"The filters took {lost:.0%} of the table, more than {LOST_TO_FILTERS_LIMIT:.0%}."
+        sentence = f"The filters took {lost:.0%} of the rows asked for, more than {LOST_TO_FILTERS_LIMIT:.0%}."
         return CheckOutcome(False, sentence, figures)
-    sentence = f"{chunk_ids:,} chunks with distinct ids and texts, of {counts['sampled']:,} in the sample of the whole table."
+    sentence = f"{len(rows):,} chunks with distinct ids and texts, of {counts['sampled']:,} in the sample of the whole table."
     return CheckOutcome(True, sentence, figures)
+
+
+def _wrong_columns(rows: "pd.DataFrame") -> list[str]:
+    """What is wrong with the columns of sampled chunks, in words."""
+    kinds = {name: str(kind) for name, kind in rows.dtypes.items()}
+    missing = [f"{name} is missing" for name in CHUNK_TYPES if name not in kinds]
+    unknown = [f"{name} is not known" for name in kinds if name not in CHUNK_TYPES]
+    return (
+        missing
+        + unknown
+        + [f"{name} is {kinds[name]}, not {kind}" for name, kind in CHUNK_TYPES.items() if kinds.get(name, kind) != kind]
+    )
 
 
 def evaluate_scripts(statuses: Mapping[str, int]) -> CheckOutcome:

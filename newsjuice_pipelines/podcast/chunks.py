@@ -7,17 +7,23 @@ in it does not depend on the days asked for, and the union over all days is exac
 
 from __future__ import annotations
 
-import hashlib
-import heapq
+import json
 import logging
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, date, datetime
+from dataclasses import dataclass
+from datetime import date
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from newsjuice_pipelines.podcast.chunk_filters import SOURCE_COLUMNS, LanguageHint, RowFilter, Values, as_utc
+from newsjuice_pipelines.podcast.chunk_filters import ChunkSampling as ChunkSampling  # part of this module's interface
+from newsjuice_pipelines.podcast.chunk_ranks import LowestArticles
+from newsjuice_pipelines.podcast.near_duplicates import NearDuplicates
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,47 +31,46 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("newsjuice.podcast")
 
-CHUNK_COLUMNS = (
-    "chunk_id",
-    "article_id",
-    "chunk_index",
-    "title",
-    "author",
-    "source_link",
-    "source_type",
-    "published_at",
-    "fetched_at",
-    "text",
-)
-SOURCE_COLUMNS = (
-    "article_id",
-    "chunk_index",
-    "title",
-    "author",
-    "source_link",
-    "source_type",
-    "published_at",
-    "fetched_at",
-    "chunk",
-)
+CHUNK_TYPES = {
+    "chunk_id": "str",
+    "article_id": "str",
+    "chunk_index": "int64",
+    "title": "str",
+    "author": "str",
+    "source_link": "str",
+    "source_type": "str",
+    "published_at": "datetime64[us]",
+    "fetched_at": "datetime64[us]",
+    "text": "str",
+    "section": "str",
+}
+CHUNK_COLUMNS = tuple(CHUNK_TYPES)
 COUNTS = (
     "rows_read",
     "no_id",
-    "empty_text",
-    "too_short",
-    "too_long",
     "other_source_type",
     "no_fetched_at",
     "before_first_day",
+    "outside_date_window",
+    "empty_text",
+    "too_short",
+    "too_long",
     "eligible",
     "duplicate_text",
+    "other_language",
+    "near_duplicate",
     "sampled",
     "in_range",
 )
 CHUNKS_FILE = "chunks.parquet"
 
-_FETCH_ROWS = 2_000
+# Articles that are read for one that is kept room for: some have no eligible chunk.
+SPARE_ARTICLES = 2
+_FETCH_ROWS = 200
 _LOG_ROWS = 100_000
+# By category of pg_type: what the code does with a column must be possible for all its values.
+_COLUMN_KINDS = {"published_at": "D", "fetched_at": "D", "chunk_index": "N", "chunk": "S"}
+_KIND_NAMES = {"D": "a timestamp", "N": "a number", "S": "text"}
 
 Row = dict[str, Any]
 
@@ -79,41 +84,18 @@ class EmptySourceTable(SourceTableError):
 
 
 @dataclass(frozen=True)
-class ChunkSampling:
-    """Which chunks of the table are eligible, and how many are taken."""
-
-    sample_size: int = 2000
-    """Chunks in the sample, over all days."""
-    seed: int = 42
-    """Decides the ranks: another seed is another sample."""
-    max_chunks_per_article: int = 1
-    """Most chunks taken from one article."""
-    min_words: int = 60
-    """Chunks with fewer words are left out."""
-    max_words: int = 700
-    """Chunks with more words are left out."""
-    source_types: tuple[str, ...] = ()
-    """Only these values of `source_type`; empty for all."""
-
-    def __post_init__(self) -> None:
-        if self.sample_size < 1 or self.max_chunks_per_article < 1:
-            raise ValueError(
-                f"sample_size={self.sample_size}, max_chunks_per_article={self.max_chunks_per_article}: both must be at least 1."
-            )
-        if not 1 <= self.min_words <= self.max_words:
-            raise ValueError(f"min_words={self.min_words}, max_words={self.max_words}: need 1 <= min_words <= max_words.")
-
-
-@dataclass(frozen=True)
 class ChunkSample:
-    """The sampled rows of the days asked for, and what became of every row of the table.
+    """The sampled rows of the days asked for, and what became of every row that was looked at.
 
-    `counts`: `duplicate_text` counts rows passed over because a lower ranked row has the same text; `eligible` rows that
-    are neither sampled nor duplicates rank too high, or their article has its share already.
+    `counts`: up to `eligible` every row that was read is counted once, under the first reason that holds. `duplicate_text`,
+    `other_language` and `near_duplicate` count the eligible rows passed over while the sample was filled in rank order, for
+    only so many are examined; the other eligible rows rank too high, or their article has its share already.
     """
 
     rows: pd.DataFrame
     counts: dict[str, int]
+    share_read: float
+    """Part of the articles whose rows were read, about, 0 to 1: the lowest ranked ones, so that they speak for the table."""
 
 
 def sample_chunks(
@@ -128,8 +110,9 @@ def sample_chunks(
 ) -> ChunkSample:
     """Sample the whole of `table` and return the part of the sample fetched from `first_day` to `last_day`, both included.
 
-    One read-only pass with a server-side cursor; memory depends on the sample size, not on the table. (Where more than
-    half of the lowest ranked chunks are copies of others, a second pass with more room follows.)
+    One read-only pass with a server-side cursor; memory depends on the sample size, not on the table. Where the server's
+    statistics say that the table is large, it computes the ranks itself and sends only the rows of low ranked articles.
+    (Where most of those are passed over as unfit, as copies or as foreign, another pass with four times the room follows.)
 
     Args:
         connection: to the article database; used for one transaction.
@@ -140,36 +123,55 @@ def sample_chunks(
         statement_timeout_s: longest time for one fetch, seconds.
 
     Raises:
-        SourceTableError: the table or one of its columns is missing.
+        SourceTableError: the table or one of its columns is missing, or a column has an unfit type.
         EmptySourceTable: there is no row, or none that is eligible.
+        ValueError: a language of `sampling` is unknown.
     """
     if first_day > last_day:
         raise ValueError(f"first_day={first_day} is after last_day={last_day}.")
+    LanguageHint(sampling.languages)  # refuses an unknown language before the table is read
     name = tuple(table.split("."))
     _check_columns(connection, name)
-    rows: list[Row] = []
-    counts: Counter[str] = Counter()
     capacity = 2 * sampling.sample_size + 100
+    articles = estimated_articles(connection, table)
     while True:
-        with _read_rows(connection, name, statement_timeout_s) as stream:
+        share = min(1.0, SPARE_ARTICLES * capacity / articles) if articles else 1.0
+        with _read_rows(connection, name, statement_timeout_s, sampling.seed, share) as stream:
             selection = select_chunks(stream, sampling, capacity, since)
-        rows, counts = selection.rows, selection.counts
-        if selection.is_exact:
+        if len(selection.rows) == sampling.sample_size or (selection.is_exact and share == 1.0):
+            break
+        if share == 1.0 and not selection.rows:
             break
         capacity *= 4
-        logger.info("%s has many chunks with the same text: reading it again with room for %d articles", table, capacity)
+        logger.info("%s: many of the lowest ranked chunks are passed over: reading again with room for %d", table, capacity)
+    rows, counts = selection.rows, selection.counts
+    _refuse_nothing(table, rows, counts)
+    in_range = [row for row in rows if first_day <= row["fetched_at"].date() <= last_day]
+    counts["in_range"] = len(in_range)
+    logger.info("%s: %s", table, ", ".join(f"{reason} {counts[reason]:,}" for reason in COUNTS if counts[reason]))
+    if share < 1:
+        logger.info("%s: these are the rows of the lowest ranked %.2g %% of the articles", table, 100 * share)
+    return ChunkSample(_frame(in_range), {reason: counts[reason] for reason in COUNTS}, share)
+
+
+def _refuse_nothing(table: str, rows: Sequence[Row], counts: Counter[str]) -> None:
+    """Raise when the sample is empty, saying why."""
     if counts["rows_read"] == 0:
         raise EmptySourceTable(
             f"the table {table} is empty: fill it with `newsjuice run --data DIR`, or point NEWSJUICE_DATABASE_URL at a "
             "filled database."
         )
+    reasons = {reason: count for reason in COUNTS if (count := counts[reason])}
     if counts["eligible"] == 0:
-        reasons = {reason: count for reason in COUNTS if (count := counts[reason])}
-        raise EmptySourceTable(f"no row of {table} is fit for a script: {reasons}. Widen min_words, max_words or source_types.")
-    in_range = [row for row in rows if first_day <= row["fetched_at"].date() <= last_day]
-    counts["in_range"] = len(in_range)
-    logger.info("%s: %s", table, ", ".join(f"{reason} {counts[reason]:,}" for reason in COUNTS if counts[reason]))
-    return ChunkSample(_frame(in_range), {reason: counts[reason] for reason in COUNTS})
+        raise EmptySourceTable(
+            f"no row of {table} is fit for a script: {reasons}. "
+            "Widen min_words, max_words, source_types, published_from or published_until."
+        )
+    if not rows:
+        raise EmptySourceTable(
+            f"none of the {counts['other_language']:,} lowest ranked chunks of {table} is in a language asked for: {reasons}. "
+            "Set `languages`, or leave it empty for all."
+        )
 
 
 @dataclass
@@ -181,8 +183,8 @@ class Selection:
     is_exact: bool
 
 
-def select_chunks(rows: Iterable[Sequence[Any]], sampling: ChunkSampling, capacity: int, since: date = date.min) -> Selection:
-    """The `sample_size` lowest ranked eligible rows with distinct texts, whatever the order of `rows`.
+def select_chunks(rows: Iterable[Values], sampling: ChunkSampling, capacity: int, since: date = date.min) -> Selection:
+    """The `sample_size` lowest ranked eligible rows that are no copies of each other, whatever the order of `rows`.
 
     Only the `capacity` lowest ranked articles are held. Rows of other articles rank behind all of theirs, so the result is
     exact as soon as the articles held give a full sample, or no article had to be let go.
@@ -193,31 +195,76 @@ def select_chunks(rows: Iterable[Sequence[Any]], sampling: ChunkSampling, capaci
         capacity: articles held at once.
         since: first eligible day of `fetched_at`.
     """
-    counts: Counter[str] = Counter()
-    held = _LowestArticles(capacity, sampling)
-    for values in rows:
-        counts["rows_read"] += 1
-        if counts["rows_read"] % _LOG_ROWS == 0:
-            logger.info("article chunks: read %d rows", counts["rows_read"])
-        row = dict(zip(SOURCE_COLUMNS, values, strict=True))
-        problem = _problem(row, sampling)
-        if problem is None and row["fetched_at"].date() < since:
-            problem = "before_first_day"
-        counts[problem or "eligible"] += 1
+    problems: Counter[str] = Counter()
+    held = LowestArticles(capacity, sampling)
+    problem_of, offer = RowFilter(sampling, since).problem, held.offer
+    read = 0
+    for read, values in enumerate(rows, start=1):
+        problem = problem_of(values)
         if problem is None:
-            held.offer(row)
+            offer(values)
+        else:
+            problems[problem] += 1
+        if read % _LOG_ROWS == 0:
+            logger.info("article chunks: read %d rows", read)
+    chosen, passed_over = _fill(held, sampling)
+    counts = problems + passed_over
+    counts.update(rows_read=read, eligible=read - problems.total(), sampled=len(chosen))
+    is_exact = len(chosen) == sampling.sample_size or not held.let_go
+    return Selection(sorted(chosen, key=lambda row: (row["fetched_at"], row["chunk_id"])), counts, is_exact)
+
+
+def _fill(held: LowestArticles, sampling: ChunkSampling) -> tuple[list[Row], Counter[str]]:
+    """The lowest ranked chunks that are wanted, and why others on the way to them are not.
+
+    The walk goes by rank, so that a chunk's fate depends on lower ranked chunks only.
+    """
+    language = LanguageHint(sampling.languages)
+    similarity = sampling.near_duplicate_similarity
+    near_duplicates = NearDuplicates(similarity) if similarity else None
     sample: dict[str, Row] = {}
-    for row in held.in_order():
+    passed_over: Counter[str] = Counter()
+    for chunk_id, values in held.in_order():
         if len(sample) == sampling.sample_size:
             break
+        row = _row(chunk_id, values)
         key = " ".join(row["text"].casefold().split())
         if key in sample:
-            counts["duplicate_text"] += 1
+            passed_over["duplicate_text"] += 1
+        elif not language.allows(row["text"]):
+            passed_over["other_language"] += 1
+        elif near_duplicates and near_duplicates.add(chunk_id, row["text"]):
+            passed_over["near_duplicate"] += 1
         else:
             sample[key] = row
-    counts["sampled"] = len(sample)
-    chosen = sorted(sample.values(), key=lambda row: (row["fetched_at"], row["chunk_id"]))
-    return Selection(chosen, counts, is_exact=len(sample) == sampling.sample_size or not held.let_go)
+    return list(sample.values()), passed_over
+
+
+def _row(chunk_id: str, values: Values) -> Row:
+    """A row of the sample, by the names of `CHUNK_COLUMNS`."""
+    row = dict(zip(SOURCE_COLUMNS, values, strict=True))
+    published_at = row["published_at"]
+    return {
+        **{name: row[name] for name in ("chunk_index", "title", "author", "source_link", "source_type")},
+        "chunk_id": chunk_id,
+        "article_id": str(row["article_id"]),
+        "published_at": None if published_at is None else as_utc(published_at),
+        "fetched_at": as_utc(row["fetched_at"]),
+        "text": row["chunk"].strip(),
+        "section": section_of(row["summary"]),
+    }
+
+
+def section_of(summary: Any) -> str:
+    """The `category` of an article's JSON summary; empty where it has none, or the summary is something else."""
+    try:
+        parsed = json.loads(summary) if isinstance(summary, str) else summary
+    except (ValueError, RecursionError):
+        return ""
+    category = parsed.get("category") if isinstance(parsed, dict) else None
+    if not isinstance(category, str):
+        return ""
+    return " ".join(category.encode("utf-8", "replace").decode().split())  # JSON can spell halves of characters
 
 
 def write_chunks(rows: pd.DataFrame, out: Path) -> dict[str, Any]:
@@ -246,97 +293,33 @@ def read_chunks(paths: Iterable[Path]) -> pd.DataFrame:
     return pd.concat(filled).sort_values(["fetched_at", "chunk_id"], ignore_index=True)
 
 
-@dataclass
-class _LowestArticles:
-    """The lowest ranked articles seen so far, each with its lowest ranked chunks by chunk id."""
+def estimated_articles(connection: psycopg.Connection, table: str) -> float | None:
+    """How many different articles the server's statistics say that `table` has; None where it has none of them.
 
-    capacity: int
-    sampling: ChunkSampling
-    let_go: bool = False
-    _chunks: dict[str, dict[str, Row]] = field(default_factory=dict)
-    _highest_first: list[tuple[int, str]] = field(default_factory=list)
+    Views have no statistics, and tables that were never analysed.
+    """
+    from psycopg import sql
 
-    def offer(self, row: Row) -> None:
-        article, chunk_id = row["article_id"], row["chunk_id"]
-        if article not in self._chunks and not self._admit(article):
-            return
-        chunks = self._chunks[article]
-        known = chunks.get(chunk_id)
-        if known is None or _content(row) < _content(known):  # rows that share an id count once, whatever their order
-            chunks[chunk_id] = row
-        if len(chunks) > self.sampling.max_chunks_per_article:
-            del chunks[max(chunks, key=self._order)]
-
-    def in_order(self) -> Iterator[Row]:
-        """All chunks held, lowest article rank first."""
-        for article in sorted(self._chunks, key=self._order):
-            chunks = self._chunks[article]
-            yield from (chunks[chunk_id] for chunk_id in sorted(chunks, key=self._order))
-
-    def _admit(self, article: str) -> bool:
-        rank, _ = self._order(article)
-        if len(self._chunks) == self.capacity:
-            self.let_go = True
-            if rank >= -self._highest_first[0][0]:
-                return False
-            _, highest = heapq.heappop(self._highest_first)
-            del self._chunks[highest]
-        heapq.heappush(self._highest_first, (-rank, article))
-        self._chunks[article] = {}
-        return True
-
-    def _order(self, name: str) -> tuple[int, str]:
-        return _rank(self.sampling.seed, name), name
-
-
-def _content(row: Row) -> tuple[str, ...]:
-    return tuple(str(row[column]) for column in CHUNK_COLUMNS)
-
-
-def _rank(seed: int, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}|{name}".encode()).digest()[:8])
-
-
-def _problem(row: Row, sampling: ChunkSampling) -> str | None:
-    """Why a row is not eligible; fills in `text`, `chunk_id` and a UTC `fetched_at` when it is."""
-    text = (row.pop("chunk") or "").strip()
-    words = len(text.split())
-    if row["article_id"] is None or row["chunk_index"] is None:
-        return "no_id"
-    if not text:
-        return "empty_text"
-    if words < sampling.min_words:
-        return "too_short"
-    if words > sampling.max_words:
-        return "too_long"
-    if sampling.source_types and row["source_type"] not in sampling.source_types:
-        return "other_source_type"
-    if row["fetched_at"] is None:
-        return "no_fetched_at"
-    row["article_id"] = str(row["article_id"])
-    row["chunk_id"] = f"{row['article_id']}:{row['chunk_index']}"
-    row["text"] = text
-    for name in ("fetched_at", "published_at"):
-        row[name] = _as_utc(row[name])
-    return None
-
-
-def _as_utc(moment: Any) -> datetime | None:
-    """Without a time zone, in UTC; columns with and without one both occur."""
-    if moment is not None and not isinstance(moment, datetime):
-        raise SourceTableError(
-            f"fetched_at and published_at must be timestamps, found {moment!r}: convert the column, or use a view."
-        )
-    return moment if moment is None or moment.tzinfo is None else moment.astimezone(UTC).replace(tzinfo=None)
+    with connection.transaction():
+        quoted = sql.Identifier(*table.split(".")).as_string(connection)
+        row = connection.execute(
+            """
+            SELECT CASE WHEN n_distinct < 0 THEN -n_distinct * reltuples ELSE n_distinct END
+            FROM pg_class
+            JOIN pg_namespace ON pg_namespace.oid = relnamespace
+            JOIN pg_stats ON schemaname = nspname AND tablename = relname AND attname = 'article_id'
+            WHERE pg_class.oid = to_regclass(%s) AND reltuples > 0
+            """,
+            (quoted,),
+        ).fetchone()
+    return float(row[0]) if row and row[0] else None
 
 
 def _frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as a table with the same column types whether there are rows or not."""
     import pandas as pd
 
-    frame = pd.DataFrame(list(rows), columns=list(CHUNK_COLUMNS))
-    times = {"published_at": "datetime64[us]", "fetched_at": "datetime64[us]"}
-    return frame.astype({name: times.get(name, "int64" if name == "chunk_index" else "str") for name in CHUNK_COLUMNS})
+    return pd.DataFrame(list(rows), columns=list(CHUNK_COLUMNS)).astype(CHUNK_TYPES)
 
 
 def _check_columns(connection: psycopg.Connection, name: tuple[str, ...]) -> None:
@@ -346,40 +329,55 @@ def _check_columns(connection: psycopg.Connection, name: tuple[str, ...]) -> Non
     with connection.transaction():
         quoted = sql.Identifier(*name).as_string(connection)
         found = connection.execute(
-            "SELECT attname FROM pg_attribute WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped", (quoted,)
+            "SELECT attname, typcategory, format_type(atttypid, NULL) FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid "
+            "WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
+            (quoted,),
         ).fetchall()
     if not found:
         raise SourceTableError(
             f"there is no table {table} in the database {connection.info.dbname!r}: "
-            "check NEWSJUICE_CHUNKS_TABLE and NEWSJUICE_DATABASE_URL."
+            "check NEWSJUICE_CHUNKS_TABLE and the settings of the database."
         )
-    missing = sorted(set(SOURCE_COLUMNS) - {column for (column,) in found})
+    missing = sorted(set(SOURCE_COLUMNS) - {column for column, _, _ in found})
     if missing:
         raise SourceTableError(
             f"the table {table} has no column {', '.join(missing)}: "
             "point NEWSJUICE_CHUNKS_TABLE at a table or view with the columns of chunks_vector."
         )
+    for column, kind, type_name in found:
+        wanted = _COLUMN_KINDS.get(column)
+        if wanted is not None and (kind != wanted or type_name == "date"):
+            raise SourceTableError(
+                f"the column {column} of {table} must be {_KIND_NAMES[wanted]}, and is {type_name}: "
+                "convert it, or point NEWSJUICE_CHUNKS_TABLE at a view that does."
+            )
 
 
 @contextmanager
 def _read_rows(
-    connection: psycopg.Connection, name: tuple[str, ...], statement_timeout_s: int
+    connection: psycopg.Connection, name: tuple[str, ...], statement_timeout_s: int, seed: int, share: float
 ) -> Iterator[Iterator[tuple[Any, ...]]]:
-    """All rows in one read-only transaction, fetched in batches from a server-side cursor."""
+    """The rows of the lowest ranked `share` of the articles, all of them at 1, in one read-only transaction.
+
+    They come from a server-side cursor in batches that stay in the processor's cache.
+    """
     from psycopg import errors, sql
     from psycopg.rows import tuple_row
 
     query = sql.SQL("SELECT {columns} FROM {table}").format(
         columns=sql.SQL(", ").join(map(sql.Identifier, SOURCE_COLUMNS)), table=sql.Identifier(*name)
     )
+    values: tuple[Any, ...] = ()
+    if share < 1:  # the same order as that of `chunk_ranks.rank`: the first eight bytes of the digest
+        query += sql.SQL(" WHERE sha256(convert_to(%s || article_id::text, 'UTF8')) < %s")
+        values = (f"{seed}|", int(share * 2**64).to_bytes(8))
     with connection.transaction():
         connection.execute("SET TRANSACTION READ ONLY")
         connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{statement_timeout_s}s",))
         with connection.cursor("newsjuice_chunks", row_factory=tuple_row) as cursor:
-            cursor.itersize = _FETCH_ROWS
             try:
-                cursor.execute(query)
+                cursor.execute(query, values)
             except errors.InsufficientPrivilege as error:
                 who = connection.info.user
                 raise SourceTableError(f"the user {who!r} may not read {'.'.join(name)}: grant SELECT on it.") from error
-            yield iter(cursor)
+            yield chain.from_iterable(iter(partial(cursor.fetchmany, _FETCH_ROWS), []))

@@ -78,3 +78,15 @@ def test_a_model_on_a_local_disk_is_refused_before_anything_is_sent(registry: Re
 def test_a_missing_project_is_named() -> None:
     with pytest.raises(VertexNotConfigured, match="NEWSJUICE_GCP_PROJECT"):
         VertexAI().client()
+
+
+def test_what_is_missing_for_a_client_is_reported_before_the_first_request() -> None:
+    with pytest.raises(VertexNotConfigured, match="NEWSJUICE_GCP_PROJECT"):
+        VertexAI().client_factory()
+
+
+def test_a_client_factory_makes_a_new_client_each_time() -> None:
+    factory = VertexAI(project="p").client_factory(Credentials("token"))
+    first, second = factory(), factory()
+    assert first is not second
+    assert first.vertexai

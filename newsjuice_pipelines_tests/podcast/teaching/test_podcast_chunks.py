@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
+from newsjuice_pipelines.podcast.chunk_ranks import rank
 from newsjuice_pipelines.podcast.chunks import (
     CHUNK_COLUMNS,
     COUNTS,
     ChunkSampling,
     EmptySourceTable,
     SourceTableError,
+    estimated_articles,
     read_chunks,
     sample_chunks,
     select_chunks,
@@ -30,18 +33,38 @@ FIRST, LAST = date(2026, 9, 1), date(2026, 9, 30)
 
 Values = tuple[Any, ...]
 
+GERMAN = (
+    "Der Stadtrat hat am Dienstag einen neuen Plan zur Reparatur der Brücke über den Fluss beschlossen, die seit dem Sturm im "
+    "März gesperrt ist. Die Arbeiten werden etwa vier Millionen Euro kosten und mindestens ein Jahr dauern, sagte die "
+    "Bürgermeisterin, die die Anwohner um Geduld bat. Die Händler im Viertel fürchten, während der Sperrung Kunden zu "
+    "verlieren, und fordern Hilfe vom Land. Eine Entscheidung soll noch vor dem Winter fallen, damit die Arbeiten beginnen."
+)
 
-def words(count: int, start: str) -> str:
-    return " ".join([start, *(f"w{number}" for number in range(count - 1))])
+
+SENTENCE = (
+    "the council of a town has said that new work on its old bridge over river will begin in spring and people who live there "
+    "were told they should use other roads while this is done because money for it came late from state office"
+)
+
+
+def story(name: str, length: int = 80) -> str:
+    """English words in an order that belongs to `name` alone."""
+    return " ".join([name, *random.Random(name).choices(SENTENCE.split(), k=length - 1)])
 
 
 def row(
-    article: str | None, index: int | None = 0, text: str | None = None, day: int | None = 1, source: str = "campus"
+    article: str | None,
+    index: int | None = 0,
+    text: str | None = None,
+    day: int | None = 1,
+    source: str = "campus",
+    published: datetime | None = None,
+    summary: str | None = None,
 ) -> Values:
     """A row in the order of the source columns, with a text of its own."""
     fetched = None if day is None else datetime(2026, 9, day, 12)
-    body = words(80, f"{article}-{index}") if text is None else text
-    return (article, index, "A title", None, "https://x.example/a", source, None, fetched, body)
+    body = story(f"{article}-{index}") if text is None else text
+    return (article, index, "A title", None, "https://x.example/a", source, published, fetched, body, summary)
 
 
 @pytest.fixture
@@ -50,12 +73,12 @@ def make_table(connection: psycopg.Connection) -> Iterator[Callable[[list[Values
     connection.execute("CREATE SCHEMA IF NOT EXISTS chunk_tests")
     connection.execute(
         "CREATE TABLE chunk_tests.chunks (article_id varchar, chunk_index int, title text, author text, source_link text, "
-        "source_type text, published_at timestamp, fetched_at timestamp, chunk text)"
+        "source_type text, published_at timestamp, fetched_at timestamp, chunk text, summary text)"
     )
 
     def fill(rows: list[Values]) -> str:
         with connection.cursor() as cursor:
-            cursor.executemany("INSERT INTO chunk_tests.chunks VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s)", rows)
+            cursor.executemany("INSERT INTO chunk_tests.chunks VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s)", rows)
         return "chunk_tests.chunks"
 
     yield fill
@@ -77,7 +100,8 @@ def test_a_row_carries_its_source_and_the_same_types_without_rows(connection: ps
     found = sample_chunks(connection, table, ChunkSampling(), FIRST, LAST).rows
     none = sample_chunks(connection, table, ChunkSampling(), LAST, LAST).rows
     assert found.iloc[0]["chunk_id"] == "a1:3"
-    assert found.iloc[0]["text"].startswith("a1-3 w0")
+    assert found.iloc[0]["text"].startswith("a1-3 ")
+    assert found.iloc[0]["section"] == ""
     assert tuple(found.columns) == CHUNK_COLUMNS
     assert none.empty
     assert none.dtypes.to_dict() == found.dtypes.to_dict()
@@ -90,30 +114,110 @@ def test_every_row_that_is_left_out_is_counted(connection: psycopg.Connection, m
             row("none", text=""),
             row("blank", text=" \n "),
             row("short", text="too few words"),
-            row("long", text=words(800, "long")),
+            row("long", text=story("long", 800)),
             row("blog", source="blog"),
             row("undated", day=None),
             row(None),
             row("unnumbered", index=None),
-            row("copy", text=words(80, "ok-0").upper().replace(" ", "\n ")),
-            row("later", day=29),
+            row("copy", text=story("ok-0").upper().replace(" ", "\n ")),
+            row("later", day=29, published=datetime(2026, 9, 1)),
+            row("near", text=story("ok-0") + " at last"),
+            row("foreign", text=GERMAN),
+            row("young", published=datetime(2026, 9, 12)),
         ]
     )
-    counts = sample_chunks(connection, table, ChunkSampling(source_types=("campus",)), FIRST, date(2026, 9, 2)).counts
+    seed = next(seed for seed in count() if rank(seed, "ok") < min(rank(seed, "copy"), rank(seed, "near")))
+    sampling = ChunkSampling(source_types=("campus",), published_until="2026-09-11", seed=seed)
+    counts = sample_chunks(connection, table, sampling, FIRST, date(2026, 9, 2)).counts
     assert counts == {
-        "rows_read": 11,
+        "rows_read": 14,
         "no_id": 2,
-        "empty_text": 2,
-        "too_short": 1,
-        "too_long": 1,
         "other_source_type": 1,
         "no_fetched_at": 1,
         "before_first_day": 0,
-        "eligible": 3,
+        "outside_date_window": 1,
+        "empty_text": 2,
+        "too_short": 1,
+        "too_long": 1,
+        "eligible": 5,
         "duplicate_text": 1,
+        "other_language": 1,
+        "near_duplicate": 1,
         "sampled": 2,
         "in_range": 1,
     }
+    assert tuple(counts) == COUNTS
+
+
+def test_the_section_is_the_category_of_the_summary(connection: psycopg.Connection, make_table: Any) -> None:
+    summaries = [
+        '{"category": " Campus  life"}',
+        None,
+        "no JSON",
+        '{"category": ["a"]}',
+        "[" * 100_000,
+        '{"category": "\\ud83d"}',
+    ]
+    table = make_table([row(f"a{number}", summary=summary) for number, summary in enumerate(summaries)])
+    found = sample_chunks(connection, table, ChunkSampling(), FIRST, LAST).rows.set_index("article_id")["section"]
+    assert [found[f"a{number}"] for number in range(len(summaries))] == ["Campus life", "", "", "", "", "?"]
+
+
+def test_a_summary_that_the_database_knows_as_json_is_read_too(connection: psycopg.Connection, make_table: Any) -> None:
+    table = make_table([row("a", summary='{"category": "Campus"}')])
+    connection.execute("ALTER TABLE chunk_tests.chunks ALTER summary TYPE jsonb USING summary::jsonb")
+    found = sample_chunks(connection, table, ChunkSampling(), FIRST, LAST).rows
+    assert found.iloc[0]["section"] == "Campus"
+
+
+def test_the_date_window_goes_by_publication_and_else_by_fetching(connection: psycopg.Connection, make_table: Any) -> None:
+    table = make_table(
+        [
+            row("early", published=datetime(2026, 8, 31, 23, 59), day=5),
+            row("first", published=datetime(2026, 9, 1), day=20),
+            row("last", published=datetime(2026, 9, 5, 23, 59), day=20),
+            row("late", published=datetime(2026, 9, 6), day=5),
+            row("undated", day=5),
+            row("undated-late", day=6),
+        ]
+    )
+    sampling = ChunkSampling(published_from="2026-09-01", published_until="2026-09-05")
+    sample = sample_chunks(connection, table, sampling, FIRST, LAST)
+    assert set(sample.rows["article_id"]) == {"first", "last", "undated"}
+    assert sample.counts["outside_date_window"] == 3
+
+
+def test_a_table_in_another_language_says_so_after_one_pass(connection: psycopg.Connection, make_table: Any) -> None:
+    table = make_table([row(f"a{number}", text=f"{GERMAN} {number}") for number in range(150)])
+    with pytest.raises(EmptySourceTable, match=r"none of the 102 lowest ranked .* Set `languages`"):
+        sample_chunks(connection, table, ChunkSampling(sample_size=1), FIRST, LAST)
+    german = ChunkSampling(sample_size=1, languages=("de",))
+    assert sample_chunks(connection, table, german, FIRST, LAST).counts["sampled"] == 1
+
+
+def test_foreign_and_nearly_copied_chunks_do_not_make_the_sample_smaller(connection: psycopg.Connection, make_table: Any) -> None:
+    foreign = [row(f"foreign{number}", text=f"{GERMAN} {number}") for number in range(400)]
+    copies = [row(f"near{number}", text=f"{story('near', 120)} number {number}") for number in range(400)]
+    table = make_table(foreign + copies + [row(f"own{number}") for number in range(3)])
+    sample = sample_chunks(connection, table, ChunkSampling(sample_size=4), FIRST, LAST)
+    assert set(sample.rows["article_id"]) >= {"own0", "own1", "own2"}
+    assert sample.counts["sampled"] == 4
+
+
+def test_of_nearly_equal_chunks_the_lower_ranked_one_stays(connection: psycopg.Connection, make_table: Any) -> None:
+    rows = [row(f"a{number}", text=f"{story('same', 150)} {number}", day=1 + number) for number in range(12)]
+    table = make_table(rows)
+    kept = sample_chunks(connection, table, ChunkSampling(), FIRST, LAST).rows["article_id"].tolist()
+    alone = sample_chunks(connection, table, ChunkSampling(sample_size=1), FIRST, LAST).rows["article_id"].tolist()
+    days = [sample_chunks(connection, table, ChunkSampling(), date(2026, 9, day), date(2026, 9, day)) for day in range(1, 13)]
+    assert kept == alone
+    assert [name for day in days for name in day.rows["article_id"]] == kept, "a day's rows do not depend on the days asked for"
+
+
+def test_without_the_filters_all_texts_are_sampled(connection: psycopg.Connection, make_table: Any) -> None:
+    table = make_table([row("a", text=GERMAN), row("b", text=f"{GERMAN} {GERMAN[:40]}")])
+    everything = ChunkSampling(languages=(), near_duplicate_similarity=0)
+    assert sample_chunks(connection, table, everything, FIRST, LAST).counts["sampled"] == 2
 
 
 def test_times_with_a_zone_are_read_as_utc(connection: psycopg.Connection, make_table: Any) -> None:
@@ -156,7 +260,7 @@ def test_a_table_that_may_not_be_read_is_named_with_the_user(
 def test_a_date_column_of_text_is_refused(connection: psycopg.Connection, make_table: Any) -> None:
     table = make_table([row("a")])
     connection.execute("ALTER TABLE chunk_tests.chunks ALTER fetched_at TYPE text")
-    with pytest.raises(SourceTableError, match="must be timestamps"):
+    with pytest.raises(SourceTableError, match=r"fetched_at of chunk_tests\.chunks must be a timestamp, and is text"):
         sample_chunks(connection, table, ChunkSampling(), FIRST, LAST)
 
 
@@ -169,7 +273,7 @@ def test_sampling_leaves_the_table_as_it_was(connection: psycopg.Connection, mak
     connection.execute(f"CREATE VIEW chunk_tests.trap AS SELECT *, chunk_tests.spoil() FROM {table}")
     connection.execute(
         "CREATE VIEW chunk_tests.trapped AS SELECT article_id, chunk_index, title, author, source_link, source_type, "
-        "published_at, fetched_at, chunk || spoil AS chunk FROM chunk_tests.trap"
+        "published_at, fetched_at, chunk || spoil AS chunk, summary FROM chunk_tests.trap"
     )
     with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
         sample_chunks(connection, "chunk_tests.trapped", ChunkSampling(), FIRST, LAST)
@@ -198,7 +302,7 @@ def test_a_slow_table_hits_the_statement_timeout(connection: psycopg.Connection,
     connection.execute(view)
     connection.execute(
         "CREATE VIEW chunk_tests.slower AS SELECT article_id, chunk_index, title, author, source_link, source_type, "
-        "published_at, fetched_at, chunk || waited AS chunk FROM chunk_tests.slow"
+        "published_at, fetched_at, chunk || waited AS chunk, summary FROM chunk_tests.slow"
     )
     with pytest.raises(psycopg.errors.QueryCanceled):
         sample_chunks(connection, "chunk_tests.slower", ChunkSampling(), FIRST, LAST, statement_timeout_s=1)
@@ -211,11 +315,56 @@ def test_the_statement_timeout_ends_with_the_sample(connection: psycopg.Connecti
 
 
 def test_a_table_full_of_copies_is_still_sampled_in_full(connection: psycopg.Connection, make_table: Any) -> None:
-    copies = [row(f"copy{n}", text=words(80, "same")) for n in range(2000)]
+    copies = [row(f"copy{n}", text=story("same")) for n in range(2000)]
     table = make_table(copies + [row(f"own{n}") for n in range(3)])
     sample = sample_chunks(connection, table, ChunkSampling(sample_size=4), FIRST, LAST)
     assert sample.counts["sampled"] == 4
     assert set(sample.rows["article_id"]) >= {"own0", "own1", "own2"}
+
+
+def test_of_a_large_table_only_low_ranked_articles_are_sent_and_the_sample_is_the_same(
+    connection: psycopg.Connection, make_table: Any
+) -> None:
+    table = make_table([row(f"ä{n}", index) for n in range(1500) for index in range(2)])
+    sampling = ChunkSampling(sample_size=5)
+    whole = sample_chunks(connection, table, sampling, FIRST, LAST)
+    connection.execute("ANALYZE chunk_tests.chunks")
+    part = sample_chunks(connection, table, sampling, FIRST, LAST)
+
+    pd.testing.assert_frame_equal(part.rows, whole.rows)
+    assert whole.share_read == 1.0
+    assert part.share_read < 0.2
+    assert part.counts["rows_read"] < 0.3 * whole.counts["rows_read"]
+
+
+@pytest.mark.parametrize("believed", [100, 10**9], ids=["too few", "too many"])
+def test_wrong_statistics_cost_time_and_never_a_row(connection: psycopg.Connection, make_table: Any, believed: int) -> None:
+    table = make_table([row(f"a{n}", text=None if n % 50 else "") for n in range(1500)])
+    whole = sample_chunks(connection, table, ChunkSampling(sample_size=20), FIRST, LAST)
+    connection.execute(f"ALTER TABLE chunk_tests.chunks ALTER COLUMN article_id SET (n_distinct = {believed})".encode())
+    connection.execute("ANALYZE chunk_tests.chunks")
+    assert estimated_articles(connection, table) == believed
+    pd.testing.assert_frame_equal(sample_chunks(connection, table, ChunkSampling(sample_size=20), FIRST, LAST).rows, whole.rows)
+
+
+def test_a_large_table_with_too_few_fit_chunks_gives_all_of_them(connection: psycopg.Connection, make_table: Any) -> None:
+    table = make_table([row(f"a{n}", text=None if n in (7, 1400) else "") for n in range(1500)])
+    connection.execute("ANALYZE chunk_tests.chunks")
+    found = sample_chunks(connection, table, ChunkSampling(sample_size=5), FIRST, LAST)
+    assert set(found.rows["article_id"]) == {"a7", "a1400"}
+    assert found.share_read == 1.0
+
+
+def test_a_view_has_no_statistics_and_is_read_in_full(connection: psycopg.Connection, make_table: Any) -> None:
+    make_table([row(f"a{n}") for n in range(300)])
+    connection.execute("CREATE VIEW chunk_tests.seen AS SELECT * FROM chunk_tests.chunks")
+    connection.execute("ANALYZE chunk_tests.chunks")
+    assert sample_chunks(connection, "chunk_tests.seen", ChunkSampling(sample_size=3), FIRST, LAST).share_read == 1.0
+
+
+def test_an_unknown_language_is_refused_before_the_table_is_read(connection: psycopg.Connection) -> None:
+    with pytest.raises(ValueError, match=r"languages=\['zz'\]"):
+        sample_chunks(connection, "nowhere.chunks", ChunkSampling(languages=("zz",)), FIRST, LAST)
 
 
 def test_days_the_wrong_way_round_are_refused(connection: psycopg.Connection) -> None:
@@ -224,17 +373,27 @@ def test_days_the_wrong_way_round_are_refused(connection: psycopg.Connection) ->
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"sample_size": 0}, {"max_chunks_per_article": 0}, {"min_words": 0}, {"min_words": 90, "max_words": 80}]
+    ("wrong", "message"),
+    [
+        ({"sample_size": 0}, "sample_size=0"),
+        ({"max_chunks_per_article": 0}, "max_chunks_per_article=0"),
+        ({"min_words": 0}, "min_words=0"),
+        ({"min_words": 90, "max_words": 80}, "min_words=90, max_words=80"),
+        ({"published_from": "last week"}, "published_from='last week' is not a day: write it as 2026-09-01"),
+        ({"published_from": "2026-09-02", "published_until": "2026-09-01"}, "is after published_until"),
+        ({"languages": ("English",)}, "ISO 639-1"),
+        ({"near_duplicate_similarity": 1.5}, "near_duplicate_similarity=1.5"),
+    ],
 )
-def test_a_sampling_that_cannot_work_is_refused(wrong: dict[str, int]) -> None:
-    with pytest.raises(ValueError, match=r"need|at least"):
+def test_a_sampling_that_cannot_work_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         ChunkSampling(**wrong)
 
 
 TABLES = st.lists(
     st.builds(
         lambda article, index, copy: row(
-            f"a{article}", index, text=words(5, f"t{copy}") if copy else words(5, f"a{article}-{index}")
+            f"a{article}", index, text=story(f"t{copy}", 5) if copy else story(f"a{article}-{index}", 5)
         ),
         st.integers(0, 30),
         st.integers(0, 3),
@@ -242,7 +401,7 @@ TABLES = st.lists(
     ),
     max_size=80,
 )
-SMALL = ChunkSampling(sample_size=6, min_words=1)
+SMALL = ChunkSampling(sample_size=6, min_words=1, languages=())
 
 
 def chosen(rows: list[Values], sampling: ChunkSampling, capacity: int) -> list[tuple[str, str]]:
@@ -332,8 +491,7 @@ def test_rows_that_no_partition_could_hold_leave_room_for_others() -> None:
     import datetime as dt
 
     def row(number: int, day: dt.datetime) -> tuple[Any, ...]:
-        text = f"word{number} " * 80
-        return (f"a{number}", 0, "t", None, None, None, None, day, text)
+        return (f"a{number}", 0, "t", None, None, None, None, day, story(f"word{number}"), None)
 
     old, new = dt.datetime(2020, 1, 1), dt.datetime(2026, 9, 20)
     rows = [row(number, old) for number in range(50)] + [row(number, new) for number in range(50, 55)]
