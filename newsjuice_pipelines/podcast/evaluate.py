@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from newsjuice_pipelines.podcast.sentences import ends_complete, sentence_spans, split_sentences
+from newsjuice_pipelines.podcast.sentences import ends_complete, split_sentences
+from newsjuice_pipelines.podcast.support import name_support, number_support
 
 MIN_WORDS = 60
 MAX_WORDS = 300
@@ -26,8 +27,6 @@ BOOTSTRAP_RESAMPLES = 1000
 MIN_CLUSTERS = 5
 
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
-_NUMBER = re.compile(r"\d+(?:,\d{3})*(?:\.\d+)?")
-_LETTERS = re.compile(r"(?<!\w)[^\W\d_]{2,}(?:['’-][^\W\d_]+)*")
 _MARKERS = re.compile(
     r"^\W*(?:input|output|response|instruction|question|answer|script|article)\b[^.\n]{0,20}:"  # labels of a prompt
     r"|^\s*\#{2,}"  # Markdown headings, as prompts use them
@@ -35,13 +34,6 @@ _MARKERS = re.compile(
     r"|<\|\w+\|>|</?think>|```",  # control tokens and fences
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
-_SMALL_NUMBERS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen "
-    "nineteen twenty"
-)
-_NUMBER_WORDS = {word: str(value) for value, word in enumerate(_SMALL_NUMBERS.split())}
-# Capitalised inside a sentence without being a claim about the article.
-_NO_NAMES = frozenset({"i", "i'm", "i'll", "i've", "i'd", "i’m", "i’ll", "i’ve", "i’d", "newsjuice"})
 
 
 @dataclass(frozen=True)
@@ -57,7 +49,7 @@ class ScriptMeasures:
     distinct_2: float | None  # different word pairs / word pairs
     copied_5: float | None  # five-word sequences of the script that stand in the article
     names_supported: float | None  # capitalised names inside sentences whose words stand in the article
-    numbers_supported: float | None  # numbers in digits that stand in the article
+    numbers_supported: float | None  # numbers whose value stands in the article, spelled out or in digits
     rouge_l: float | None  # ROUGE-L F1 against the reference script
 
     @property
@@ -73,16 +65,21 @@ def measure_script(script: str, article: str | None = None, reference: str | Non
     return ScriptMeasures(
         words=count,
         cut_off=not ends_complete(script),
-        looping=any(_most_frequent(words, length) >= times for length, times in LOOP_RULES),
+        looping=_loops(words),
         markers=bool(_MARKERS.search(script)),
         too_short=count < MIN_WORDS,
         too_long=count > MAX_WORDS,
         distinct_2=_distinct(words, DISTINCT_WORDS),
         copied_5=None if article is None else _copied(words, _words(article), COPY_WORDS),
-        names_supported=None if article is None else _names_supported(script, article),
-        numbers_supported=None if article is None else _numbers_supported(script, article),
+        names_supported=None if article is None else name_support(script, article).share,
+        numbers_supported=None if article is None else number_support(script, article).share,
         rouge_l=None if reference is None else rouge_l(script, reference),
     )
+
+
+def loops(text: str) -> bool:
+    """Whether `text` repeats itself, by `LOOP_RULES`."""
+    return _loops(_words(text))
 
 
 def summarise(measures: Sequence[ScriptMeasures], clusters: Sequence[str], seed: int = 42) -> dict[str, Any]:
@@ -161,6 +158,10 @@ def _sequences(words: Sequence[str], length: int) -> list[tuple[str, ...]]:
     return [tuple(words[start : start + length]) for start in range(len(words) - length + 1)]
 
 
+def _loops(words: Sequence[str]) -> bool:
+    return any(_most_frequent(words, length) >= times for length, times in LOOP_RULES)
+
+
 def _most_frequent(words: Sequence[str], length: int) -> int:
     return max(Counter(_sequences(words, length)).values(), default=0)
 
@@ -174,28 +175,3 @@ def _copied(words: Sequence[str], article: Sequence[str], length: int) -> float 
     sequences = _sequences(words, length)
     known = set(_sequences(article, length))
     return sum(sequence in known for sequence in sequences) / len(sequences) if sequences else None
-
-
-def _names_supported(script: str, article: str) -> float | None:
-    """A sentence's first word is left out, since it is capitalised anyway; a possessive counts as its name."""
-    known = {_bare(word) for word in _words(article)}
-    found: list[str] = []
-    for start, end in sentence_spans(script):
-        sentence = script[start:end]
-        opening = _WORD.search(sentence)
-        skip = opening.end() if opening else 0
-        found += [word for word in _LETTERS.findall(sentence, skip) if word[0].isupper() and word.lower() not in _NO_NAMES]
-    if not found:
-        return None
-    return sum(all(_bare(part) in known for part in _words(name)) for name in found) / len(found)
-
-
-def _bare(word: str) -> str:
-    return word.removesuffix("'s").removesuffix("'")
-
-
-def _numbers_supported(script: str, article: str) -> float | None:
-    known = {number.replace(",", "") for number in _NUMBER.findall(article)}
-    known |= {_NUMBER_WORDS[word] for word in _words(article) if word in _NUMBER_WORDS}
-    found = [number.replace(",", "") for number in _NUMBER.findall(script)]
-    return sum(number in known for number in found) / len(found) if found else None

@@ -1,80 +1,296 @@
-"""The teacher ledger: every answer that was paid for, kept in PostgreSQL before it is used.
+"""The teacher ledger: every reply that was paid for, kept in PostgreSQL before it is used, and who is asking for what.
 
-Only answers are kept (also blocked, truncated and empty ones, which would come again); failed requests never are.
+A row of `newsjuice.teacher_ledger` without a reply is a claim with a lease. Only answers are kept (also blocked, truncated and
+empty ones, which would come again); failed requests never are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from contextlib import contextmanager
-from dataclasses import asdict, fields
-from typing import TYPE_CHECKING, Any
+import logging
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from newsjuice_pipelines.podcast.teacher import TeacherReply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import psycopg
 
-KEPT_STATUSES = frozenset({"ok", "blocked", "truncated", "empty"})
+logger = logging.getLogger("newsjuice.podcast")
+
+KEPT_STATUSES = frozenset({"ok", "blocked_prompt", "blocked_output", "truncated", "empty"})
 
 _FIELDS = frozenset(field.name for field in fields(TeacherReply))
-_LOOKUP_KEYS = 5_000  # keys a query
-_CONNECT_TIMEOUT_S = 15
+_BLOCK_KEYS = 5_000  # keys a statement
+_PAUSE_S = 0.5
+
+Result = TypeVar("Result")
 
 
 class LedgerUnavailable(RuntimeError):
     """The ledger's database cannot be reached, or has no ledger table."""
 
 
-class Ledger:
-    """Answers by request key in the table `newsjuice.teacher_ledger` of the database at `url`.
+@dataclass(frozen=True)
+class History:
+    """Means over the answers that a model gave to a prompt version so far."""
 
-    Each call opens and closes its own connection, so that one ledger serves any number of threads.
+    answers: int
+    cost_usd: float | None
+    """Mean cost of an answer whose cost is known, US dollars."""
+
+
+@dataclass(frozen=True)
+class OpenBatch:
+    """A batch job that was recorded and not collected."""
+
+    name: str
+    folder: str
+    job: str | None
+    """The service's name of it; None where the run ended before it was known."""
+    age_s: float
+
+
+def run_owner() -> str:
+    """A new name for the claims of a run of this process.
+
+    Host, process id and start time are in it, so that a later run on this host can tell that the process is dead.
+    """
+    import psutil
+
+    pid = os.getpid()
+    return f"{socket.gethostname()}/{pid}/{psutil.Process(pid).create_time():.2f}/{uuid.uuid4().hex[:8]}"
+
+
+class Ledger:
+    """Replies and claims by request key, over one connection that is opened again when it is lost.
+
+    Every method is one statement that may be repeated without harm, so a lost connection is waited out for `outage_s`. Use one
+    ledger from one thread.
     """
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, connect: Callable[[], psycopg.Connection], *, outage_s: float = 300.0) -> None:
+        self._connect = connect
+        self._outage_s = outage_s
+        self._connection: psycopg.Connection | None = None
+        self._was_connected = False
+        self._given_up = threading.Event()
 
-    def get_many(self, keys: Collection[str]) -> dict[str, TeacherReply]:
-        """The answers that are there already, by key."""
-        from psycopg import sql
-
-        query = sql.SQL("SELECT key, reply FROM newsjuice.teacher_ledger WHERE key = ANY(%s)")
-        wanted = list(keys)
+    def find(self, keys: Collection[str]) -> dict[str, TeacherReply]:
+        """The replies that are there, by key."""
         found: dict[str, TeacherReply] = {}
-        with self._connection() as connection:
-            for start in range(0, len(wanted), _LOOKUP_KEYS):
-                rows = connection.execute(query, (wanted[start : start + _LOOKUP_KEYS],))
-                found.update({key: _reply_from_json(reply) for key, reply in rows})
+        for block in _blocks(keys):
+            rows = self._rows(
+                "SELECT key, reply FROM newsjuice.teacher_ledger WHERE key = ANY(%s) AND reply IS NOT NULL", (block,)
+            )
+            found.update({key: _reply_from_json(reply) for key, reply in rows})
         return found
 
-    def put(self, key: str, model: str, prompt_version: str, reply: TeacherReply) -> None:
-        """Store an answer and commit. The first answer to a request stays; a failed request is not stored."""
-        if reply.status not in KEPT_STATUSES:
-            return
+    def claim(self, keys: Collection[str], owner: str, lease_s: float, model: str, prompt_version: str) -> set[str]:
+        """The keys that `owner` may ask for now. Left out: those with a reply, and those of another owner's running lease."""
+        claimed: set[str] = set()
+        for block in _blocks(keys):
+            rows = self._rows(
+                """
+                INSERT INTO newsjuice.teacher_ledger AS ledger (key, model, prompt_version, claimed_by, leased_until)
+                SELECT key, %(model)s, %(prompt)s, %(owner)s, now() + make_interval(secs => %(lease)s)
+                FROM unnest(%(keys)s::text[]) AS wanted (key) ORDER BY key
+                ON CONFLICT (key) DO UPDATE SET claimed_by = excluded.claimed_by, leased_until = excluded.leased_until
+                WHERE ledger.reply IS NULL AND (ledger.leased_until < now() OR ledger.claimed_by = excluded.claimed_by)
+                RETURNING key
+                """,
+                {"keys": block, "owner": owner, "lease": lease_s, "model": model, "prompt": prompt_version},
+            )
+            claimed |= {key for (key,) in rows}
+        return claimed
+
+    def renew(self, owner: str, lease_s: float) -> None:
+        """Let the lease of everything that `owner` claims end `lease_s` seconds from now."""
+        self._rows(
+            "UPDATE newsjuice.teacher_ledger SET leased_until = now() + make_interval(secs => %s) "
+            "WHERE claimed_by = %s AND reply IS NULL RETURNING 1",
+            (lease_s, owner),
+        )
+
+    def store(self, replies: Mapping[str, TeacherReply], owner: str, model: str, prompt_version: str) -> dict[str, TeacherReply]:
+        """Store answers and commit; returns the answers that are in force now, which may be another run's.
+
+        The first answer to a request stays; failed requests are not stored.
+        """
         from psycopg.types.json import Jsonb
 
-        values = {name: value.replace("\x00", "") if isinstance(value, str) else value for name, value in asdict(reply).items()}
-        with self._connection() as connection:
-            connection.execute(
-                "INSERT INTO newsjuice.teacher_ledger (key, model, prompt_version, reply) VALUES (%s, %s, %s, %s) "
-                "ON CONFLICT (key) DO NOTHING",
-                (key, model, prompt_version, Jsonb(values)),
+        stored: set[str] = set()
+        kept = {key: reply for key, reply in replies.items() if reply.status in KEPT_STATUSES}
+        for block in _blocks(kept):
+            rows = self._rows(
+                """
+                INSERT INTO newsjuice.teacher_ledger AS ledger
+                    (key, model, prompt_version, claimed_by, reply, answered_at)
+                SELECT key, %(model)s, %(prompt)s, %(owner)s, reply, now()
+                FROM unnest(%(keys)s::text[], %(replies)s::jsonb[]) AS answered (key, reply) ORDER BY key
+                ON CONFLICT (key) DO UPDATE
+                SET reply = excluded.reply, claimed_by = excluded.claimed_by, answered_at = now(), leased_until = NULL
+                WHERE ledger.reply IS NULL
+                RETURNING key
+                """,
+                {
+                    "keys": block,
+                    "replies": [Jsonb(_json_from_reply(kept[key])) for key in block],
+                    "owner": owner,
+                    "model": model,
+                    "prompt": prompt_version,
+                },
             )
+            stored |= {key for (key,) in rows}
+        return kept | self.find(kept.keys() - stored)
 
-    @contextmanager
-    def _connection(self) -> Iterator[psycopg.Connection]:
+    def release(self, owner: str, keys: Collection[str] | None = None) -> int:
+        """Give up claims of `owner`, all or those of `keys`; returns how many there were."""
+        if keys is None:
+            return len(
+                self._rows("DELETE FROM newsjuice.teacher_ledger WHERE claimed_by = %s AND reply IS NULL RETURNING 1", (owner,))
+            )
+        return sum(
+            len(
+                self._rows(
+                    "DELETE FROM newsjuice.teacher_ledger WHERE claimed_by = %s AND reply IS NULL AND key = ANY(%s) RETURNING 1",
+                    (owner, block),
+                )
+            )
+            for block in _blocks(keys)
+        )
+
+    def release_dead_owners(self) -> int:
+        """Give up the claims of processes of this host that are no more, without waiting for their leases."""
+        owners = [
+            owner for (owner,) in self._rows("SELECT DISTINCT claimed_by FROM newsjuice.teacher_ledger WHERE reply IS NULL", ())
+        ]
+        released = sum(self.release(owner) for owner in owners if _is_dead(owner))
+        if released:
+            logger.info("teacher ledger: %d claims of a run that was killed are free again", released)
+        return released
+
+    def claims_of(self, owner: str) -> list[str]:
+        """The keys that `owner` claims."""
+        rows = self._rows(
+            "SELECT key FROM newsjuice.teacher_ledger WHERE claimed_by = %s AND reply IS NULL ORDER BY key", (owner,)
+        )
+        return [key for (key,) in rows]
+
+    def history(self, model: str, prompt_version: str) -> History:
+        """What answers of this model to this prompt version cost so far."""
+        ((answers, cost),) = self._rows(
+            "SELECT count(*), avg((reply ->> 'cost_usd')::float) FROM newsjuice.teacher_ledger "
+            "WHERE model = %s AND prompt_version = %s AND reply IS NOT NULL",
+            (model, prompt_version),
+        )
+        return History(answers, cost)
+
+    def open_batches(self, model: str, prompt_version: str) -> list[OpenBatch]:
+        """Batch jobs that are not collected, oldest first."""
+        rows = self._rows(
+            "SELECT name, folder, job, extract(epoch FROM now() - created_at)::float FROM newsjuice.teacher_batches "
+            "WHERE model = %s AND prompt_version = %s ORDER BY created_at, name",
+            (model, prompt_version),
+        )
+        return [OpenBatch(*row) for row in rows]
+
+    def record_batch(self, name: str, model: str, prompt_version: str, folder: str, job: str | None) -> None:
+        """Note a batch job, before it is made (`job` None) and again when the service has named it."""
+        self._rows(
+            "INSERT INTO newsjuice.teacher_batches (name, model, prompt_version, folder, job) VALUES (%s, %s, %s, %s, %s) "
+            "ON CONFLICT (name) DO UPDATE SET job = excluded.job RETURNING 1",
+            (name, model, prompt_version, folder, job),
+        )
+
+    def forget_batch(self, name: str) -> None:
+        """The job is collected, or gone."""
+        self._rows("DELETE FROM newsjuice.teacher_batches WHERE name = %s RETURNING 1", (name,))
+
+    def give_up(self) -> None:
+        """No longer wait for a lost database; may be called from another thread."""
+        self._given_up.set()
+
+    def close(self) -> None:
+        """Close the connection; the next call opens another one."""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _rows(self, query: str, values: Any) -> list[tuple[Any, ...]]:
+        return self._run(lambda connection: connection.execute(query.encode(), values).fetchall())
+
+    def _run(self, work: Callable[[psycopg.Connection], Result]) -> Result:
+        """Do `work` on the connection, again on a new one when the server went away in the meantime.
+
+        A server that never answered is not waited for: then the address or the password is wrong.
+        """
         import psycopg
 
-        try:
-            with psycopg.connect(self._url, autocommit=True, connect_timeout=_CONNECT_TIMEOUT_S) as connection:
-                yield connection
-        except psycopg.errors.UndefinedTable as error:
-            raise LedgerUnavailable("the database has no table newsjuice.teacher_ledger: apply the ledger migrations.") from error
-        except psycopg.OperationalError as error:
-            raise LedgerUnavailable(f"the teacher ledger cannot be reached: {error}. Check NEWSJUICE_LEDGER_URL.") from error
+        lost_at: float | None = None
+        while True:
+            try:
+                if self._connection is None:
+                    self._connection = self._connect()
+                    self._connection.autocommit = True
+                    self._was_connected = True
+                result = work(self._connection)
+                if lost_at is not None:
+                    logger.info("teacher ledger: the database is back after %.0f s", time.monotonic() - lost_at)
+                return result
+            except (psycopg.OperationalError, psycopg.InterfaceError, ConnectionError) as error:
+                self._drop_connection()
+                now = time.monotonic()
+                waited_s = 0.0 if lost_at is None else now - lost_at
+                if not self._was_connected or waited_s > self._outage_s or self._given_up.wait(_PAUSE_S):
+                    raise LedgerUnavailable(f"the teacher ledger cannot be reached: {error}") from error
+                if lost_at is None:
+                    logger.warning(
+                        "teacher ledger: lost the database (%s); trying again for %.0f s", type(error).__name__, self._outage_s
+                    )
+                    lost_at = now
+            except psycopg.errors.UndefinedTable as error:
+                raise LedgerUnavailable("the database has no teacher ledger: apply the ledger migrations.") from error
+            except psycopg.errors.InsufficientPrivilege as error:
+                raise LedgerUnavailable(
+                    f"the ledger's user lacks a right ({error.diag.message_primary}): it reads and writes the schema newsjuice."
+                ) from error
+
+    def _drop_connection(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _blocks(keys: Iterable[str]) -> Iterable[list[str]]:
+    ordered = sorted(keys)
+    return (ordered[start : start + _BLOCK_KEYS] for start in range(0, len(ordered), _BLOCK_KEYS))
+
+
+def _is_dead(owner: str) -> bool:
+    """Whether `owner` names a process of this host that runs no more. False where that cannot be told."""
+    import psutil
+
+    host, _, rest = owner.partition("/")
+    pid, _, rest = rest.partition("/")
+    started, _, _ = rest.partition("/")
+    if host != socket.gethostname() or not pid.isdigit():
+        return False
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" != started
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
+
+
+def _json_from_reply(reply: TeacherReply) -> dict[str, Any]:
+    return {name: value.replace("\x00", "") if isinstance(value, str) else value for name, value in asdict(reply).items()}
 
 
 def _reply_from_json(values: dict[str, Any]) -> TeacherReply:

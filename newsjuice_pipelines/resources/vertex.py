@@ -1,5 +1,7 @@
 """Vertex AI: the client of the paid teacher, and the Model Registry. Google's packages are an extra (`gcp`)."""
 
+from collections.abc import Callable
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -43,6 +45,17 @@ class VertexAI(dg.ConfigurableResource):
         return Client(
             enterprise=True, project=self._project(), location=self.location, credentials=credentials, http_options=options
         )
+
+    def client_factory(self, credentials: "Credentials | None" = None) -> "Callable[[], Client]":
+        """What makes clients for `GeminiTeacher`; what is missing is reported now and not at the first request.
+
+        Raises:
+            VertexNotConfigured: no project, or the `gcp` extra is not installed.
+        """
+        self._project()
+        if find_spec("google") is None or find_spec("google.genai") is None:
+            raise VertexNotConfigured(_NO_PACKAGE)
+        return lambda: self.client(credentials)
 
     def register_model(
         self, name: str, artifact_uri: str, serving_image: str, version: str, credentials: "Credentials | None" = None

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import Any
 
+import pandas as pd
 import psycopg
 import pytest
 
+from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer
+from newsjuice_pipelines.database.migrate import migrate
+from newsjuice_pipelines.podcast.gemini import GeminiTeacher
+from newsjuice_pipelines.podcast.ledger import Ledger
 from newsjuice_pipelines.podcast.tiny_model import CHAT_TEMPLATE
 
 
@@ -50,3 +55,49 @@ def postgres_url(server_url: str) -> str:
 def connection(postgres_url: str) -> Iterator[psycopg.Connection]:
     with psycopg.connect(postgres_url, autocommit=True) as opened:
         yield opened
+
+
+@pytest.fixture
+def ledger_url(empty_database: str) -> str:
+    """A new database with the ledger's tables."""
+    with psycopg.connect(empty_database) as opened:
+        migrate(opened, "ledger")
+    return empty_database
+
+
+@pytest.fixture
+def ledger(ledger_url: str) -> Iterator[Ledger]:
+    """A ledger in a database of its own."""
+    opened = Ledger(lambda: psycopg.connect(ledger_url), outage_s=20)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def gemini() -> Iterator[GeminiServer]:
+    """A local server that speaks Gemini's protocol."""
+    with GeminiServer() as server:
+        yield server
+
+
+@pytest.fixture
+def gemini_teacher(gemini: GeminiServer) -> GeminiTeacher:
+    """The paid teacher on the local server, with a model whose price is known."""
+    return GeminiTeacher(gemini.client, "gemini-3.1-flash-lite")
+
+
+@pytest.fixture
+def chunks_of(demo_articles: list[dict[str, Any]]) -> Callable[[int], pd.DataFrame]:
+    """That many different chunks, made from the demo articles."""
+
+    def make(count: int) -> pd.DataFrame:
+        texts = [demo_articles[number % len(demo_articles)]["content"][:900] for number in range(count)]
+        return pd.DataFrame(
+            {
+                "chunk_id": [f"a{number}:0" for number in range(count)],
+                "article_id": [f"a{number}" for number in range(count)],
+                "text": [f"Report number {number}. {text}" for number, text in enumerate(texts)],
+            }
+        )
+
+    return make

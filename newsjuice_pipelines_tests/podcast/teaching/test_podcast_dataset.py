@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from newsjuice_pipelines.podcast.dataset import (
     read_student_dataset,
     split_groups,
 )
-from newsjuice_pipelines.podcast.teacher import ExtractiveTeacher, write_scripts
+from newsjuice_pipelines.podcast.extractive import ExtractiveTeacher
+from newsjuice_pipelines.podcast.teacher_table import teacher_table
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,10 @@ def scripts(demo_articles: list[dict[str, Any]]) -> pd.DataFrame:
             "text": [article["content"] for article in demo_articles],
         }
     )
-    return write_scripts(chunks, ExtractiveTeacher(), None, 2)
+    teacher = ExtractiveTeacher()
+    keys = list(chunks["chunk_id"])
+    replies = {key: asyncio.run(teacher.ask(text, 1.0)) for key, text in zip(keys, chunks["text"], strict=True)}
+    return teacher_table(chunks, keys, replies, teacher)
 
 
 def ids(splits: dict[str, pd.DataFrame]) -> dict[str, list[str]]:

@@ -1,0 +1,1 @@
+"""Benchmarks: measurements of the pipeline, and the local servers that they run against."""
