@@ -28,6 +28,7 @@ def cli() -> None:
 )
 @click.argument("assets", nargs=-1, metavar="")
 @click.option("--sample", type=click.IntRange(min=3), metavar="N", help="At most N chunks, and N headlines a class.")
+@click.option("--dry-run", is_flag=True, help="Only say how many teacher calls would be made and what they would cost.")
 @click.option("--models", metavar="NAMES", help="Classifier models, comma-separated. Default: all whose weights are at hand.")
 @click.option(
     "--config",
@@ -39,6 +40,7 @@ def run(
     select: tuple[str, ...],
     assets: tuple[str, ...],
     sample: int | None,
+    dry_run: bool,
     models: str | None,
     config: Path | None,
 ) -> None:
@@ -50,7 +52,9 @@ def run(
         raise click.UsageError(f"{' '.join(assets)!r}: to run some assets only, say --select {' '.join(assets)}")
     settings = prepare_environment(data)
     names = [name.strip() for name in models.split(",")] if models else []
-    sys.exit(run_pipelines(settings, data, [*select, *assets], sample, names, config))
+    if dry_run and (assets or select):
+        raise click.UsageError("--dry-run is about the teacher's calls: leave --select out.")
+    sys.exit(run_pipelines(settings, data, [*select, *assets], sample, names, config, dry_run))
 
 
 @cli.command()
@@ -75,6 +79,21 @@ def report(data: Path | None) -> None:
     from newsjuice_pipelines.commands.summary import summary
 
     click.echo(summary(prepare_environment(data)))
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(["chunks", "teacher"]))
+@click.option(
+    "--out", type=click.Path(file_okay=False, path_type=Path), help="Also write NAME.json and NAME.md into this folder."
+)
+def bench(name: str, out: Path | None) -> None:
+    """Measure a part against the original recipe: minutes of work, in a database of its own."""
+    from newsjuice_pipelines.commands.bench import bench as measure
+    from newsjuice_pipelines.commands.environment import prepare_environment
+
+    prepare_environment()
+    logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stderr)
+    sys.exit(measure(name, out, ["newsjuice", "bench", name, *(["--out", str(out)] if out else [])]))
 
 
 @cli.command()

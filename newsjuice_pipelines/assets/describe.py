@@ -1,7 +1,8 @@
 """What the web UI shows of a materialisation: row counts, schema, figures, plots, and where the artefact is."""
 
 import base64
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +33,16 @@ def materialized(artifact: Artifact, row_count: int | None = None, **more: Any) 
 
 
 def materialized_days(
-    artifacts: Sequence[Artifact], facts: Mapping[str, Any], row_count: int, check: dg.AssetCheckResult
+    artifacts: Sequence[Artifact],
+    facts: Mapping[str, Any],
+    row_count: int,
+    check: dg.AssetCheckResult,
+    shown: Mapping[str, dg.MetadataValue] | None = None,
 ) -> dg.MaterializeResult:
-    """The result of a run over several days: one data version over all of them, and what was counted and checked in this run."""
+    """The result of a run over several days: one data version over all of them, and what was counted and checked in this run.
+
+    `shown` is metadata as it is, such as a page or a plot of the run.
+    """
     metadata: dict[str, Any] = {
         "dagster/row_count": row_count,
         "days": len(artifacts),
@@ -43,9 +51,31 @@ def materialized_days(
         "uri_of_last_day": artifacts[-1].uri,
         **facts_metadata(facts),
         **_schema(artifacts[-1].path),
+        **(shown or {}),
     }
     version = fingerprint([artifact.version for artifact in artifacts])[:16]
     return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(version), check_results=[check])
+
+
+def drawn(name: str, draw: Callable[[Path], None]) -> dict[str, dg.MetadataValue]:
+    """A plot of a run that no artefact keeps; `draw` writes it as a PNG."""
+    with tempfile.TemporaryDirectory() as folder:
+        draw(Path(folder) / f"{name}.png")
+        return _plots(Path(folder))
+
+
+def dry_run(
+    context: dg.AssetExecutionContext, asset: str, sentence: str, figures: Mapping[str, Any], check: dg.AssetCheckSpec
+) -> dg.AssetCheckResult:
+    """Shows what a dry run found, in the log and as an observation of the asset; its check is left open, with a warning."""
+    context.log.info(f"Dry run: {sentence}")
+    context.log_event(dg.AssetObservation(asset, metadata={"dry run": sentence, **facts_metadata(figures)}))
+    return dg.AssetCheckResult(
+        check_name=check.name,
+        passed=False,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"Not judged: this was a dry run. {sentence}",
+    )
 
 
 def _plots(directory: Path) -> dict[str, dg.MetadataValue]:

@@ -5,6 +5,8 @@ from pydantic import Field
 from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, launchpad_config, override_config
 from newsjuice_pipelines.classification.finetune import ClassifierConfig
 from newsjuice_pipelines.classification.split import SplitConfig
+from newsjuice_pipelines.podcast.asking import AskingConfig
+from newsjuice_pipelines.podcast.batches import BatchConfig
 from newsjuice_pipelines.podcast.chunks import ChunkSampling
 from newsjuice_pipelines.podcast.dataset import DatasetConfig
 from newsjuice_pipelines.podcast.finetune import PRESETS, FinetuneConfig
@@ -15,13 +17,15 @@ from newsjuice_pipelines.podcast.tiny_model import TinyConfig
 
 ChunkForm = launchpad_config(ChunkSampling)
 DatasetForm = launchpad_config(DatasetConfig)
-# The fields of `GeminiConfig` are limits, retries and prices of the paid teacher and are not used for the free one.
+# The fields of `GeminiConfig` and `BatchConfig` are the paid teacher's and are not used for the free one.
 TeacherForm = launchpad_config(
+    AskingConfig,
     GeminiConfig,
+    BatchConfig,
     teacher=(str | None, None, "`extractive` (free) or `gemini` (paid). Default: NEWSJUICE_TEACHER."),
     gemini_model=(str | None, None, "Gemini model. Default: NEWSJUICE_GEMINI_MODEL."),
     prompt_version=(str, "v1", f"Version of the prompt: {', '.join(PROMPT_VERSIONS)}."),
-    max_workers=(int, 8, "Requests at once."),
+    dry_run=(bool, False, "Only say how many calls would be made and what they would cost; nothing is asked or written."),
 )
 # The fields of `TinyConfig` shape the stand-in and are not used for other models.
 BaseModelForm = launchpad_config(

@@ -20,22 +20,23 @@ class LaunchpadConfig(dg.Config):
         return {name: value for name, value in self.model_dump().items() if name != "force"}
 
 
-def launchpad_config(domain: type, **described: tuple[Any, Any, str]) -> Any:
-    """A form with the fields, defaults and attribute docstrings of the dataclass `domain`.
+def launchpad_config(*domains: type, **described: tuple[Any, Any, str]) -> Any:
+    """A form with the fields, defaults and attribute docstrings of dataclasses; its name and docstring are the first one's.
 
     Args:
-        domain: a dataclass whose fields have defaults, each followed by a docstring.
+        domains: dataclasses whose fields have defaults, each followed by a docstring.
         described: more fields, as (type, default, description).
     """
-    descriptions = attribute_docstrings(domain)
-    hints = get_type_hints(domain)
     fields: dict[str, Any] = {}
-    for item in dataclasses.fields(domain):
-        default = list(item.default) if isinstance(item.default, tuple) else item.default
-        fields[item.name] = (_form_type(hints[item.name]), Field(default, description=descriptions.get(item.name)))
     for name, (kind, default, description) in described.items():
         fields[name] = (kind, Field(default, description=description))
-    return create_model(f"{domain.__name__}Form", __base__=LaunchpadConfig, __doc__=domain.__doc__, **fields)
+    for domain in domains:
+        descriptions = attribute_docstrings(domain)
+        hints = get_type_hints(domain)
+        for item in dataclasses.fields(domain):
+            default = list(item.default) if isinstance(item.default, tuple) else item.default
+            fields[item.name] = (_form_type(hints[item.name]), Field(default, description=descriptions.get(item.name)))
+    return create_model(f"{domains[0].__name__}Form", __base__=LaunchpadConfig, __doc__=domains[0].__doc__, **fields)
 
 
 def override_config(domain: type, **described: tuple[Any, Any, str]) -> Any:

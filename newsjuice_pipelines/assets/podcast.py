@@ -1,12 +1,14 @@
 """The podcast group: from chunks in PostgreSQL to a student model, its reports and the decision."""
 
+import dataclasses
+from collections.abc import Callable, Iterator
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
-from newsjuice_pipelines.assets.describe import materialized, materialized_days
+from newsjuice_pipelines.assets.describe import drawn, dry_run, materialized, materialized_days
 from newsjuice_pipelines.assets.forms import BaseModelForm, ChunkForm, DatasetForm, TeacherForm
 from newsjuice_pipelines.assets.launchpad import from_form
 from newsjuice_pipelines.assets.recipe import recipe
@@ -23,7 +25,11 @@ from newsjuice_pipelines.checks.result import as_result
 from newsjuice_pipelines.database.read import read_articles
 from newsjuice_pipelines.demo import DEMO_HEADLINES
 from newsjuice_pipelines.podcast import base_model as base_models
-from newsjuice_pipelines.podcast import chunks, dataset, teacher, tiny_model
+from newsjuice_pipelines.podcast import chunks, dataset, teacher_report, teacher_run, teacher_table, tiny_model
+from newsjuice_pipelines.podcast.asking import AskingConfig
+from newsjuice_pipelines.podcast.batches import BatchConfig, BatchService
+from newsjuice_pipelines.podcast.extractive import ExtractiveTeacher
+from newsjuice_pipelines.podcast.teacher import Teacher
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase, TeacherLedger
 from newsjuice_pipelines.resources.vertex import VertexAI
@@ -52,16 +58,18 @@ def article_chunks(
     The N lowest hash ranks of the whole table are the sample, so a day's rows do not depend on the days asked for.
     """
     days = days_of(context)
-    with permanent_failures(), database.read_only() as connection:
+    with permanent_failures():
         sampling = from_form(config, chunks.ChunkSampling)
-        sample = chunks.sample_chunks(
-            connection,
-            database.chunks_table,
-            sampling,
-            days[0],
-            days[-1],
-            since=daily.start.date(),
-            statement_timeout_s=database.statement_timeout_s,
+        sample = database.read(
+            lambda connection: chunks.sample_chunks(
+                connection,
+                database.chunks_table,
+                sampling,
+                days[0],
+                days[-1],
+                since=daily.start.date(),
+                statement_timeout_s=database.statement_timeout_s,
+            )
         )
         store = artifacts.store()
 
@@ -75,7 +83,7 @@ def article_chunks(
 
         written = [publish(day) for day in days]
     check = as_result(evaluate_chunks(sample.rows, sample.counts))
-    return materialized_days(written, {"counts": sample.counts}, len(sample.rows), check)
+    return materialized_days(written, {"counts": sample.counts, "share_read": sample.share_read}, len(sample.rows), check)
 
 
 @dg.asset(
@@ -86,53 +94,66 @@ def article_chunks(
     partitions_def=daily,
     backfill_policy=dg.BackfillPolicy.single_run(),
     pool=VERTEX_POOL,
+    output_required=False,  # a dry run writes nothing
+    dagster_type=dg.Nothing,  # type: ignore[call-overload]  # a Dagster type, which its annotations do not know as one
     check_specs=[SCRIPTS_ARE_FIT_FOR_TRAINING],
     code_version="1",
 )
 def teacher_scripts(
     context: dg.AssetExecutionContext, config: TeacherForm, artifacts: Artifacts, ledger: TeacherLedger, vertex: VertexAI
-) -> dg.MaterializeResult:
+) -> Iterator[dg.MaterializeResult | dg.AssetCheckResult]:
     """The teacher's script for each chunk, with status, tokens, latency and cost. Only rows with status `ok` go on.
 
     Replies are kept in the ledger before they are used, so a run that is killed pays for nothing twice.
     """
     store = artifacts.store()
     with permanent_failures():
-        writer = _teacher(config, vertex)
         sources = {day: store.open(f"article_chunks/{day}") for day in days_of(context)}
         rows = chunks.read_chunks([source.path for source in sources.values()])
-        scripts = teacher.write_scripts(rows, writer, ledger.open(), config.max_workers)
+        asked, service_in = _teacher(config, vertex)
+        if config.dry_run:
+            plan = teacher_run.plan_scripts(rows, asked, ledger.open())
+            yield dry_run(context, "teacher_scripts", plan.sentence(), dataclasses.asdict(plan), SCRIPTS_ARE_FIT_FOR_TRAINING)
+            return
+        run = teacher_run.write_scripts(
+            rows, asked, ledger.open(), from_form(config, AskingConfig), from_form(config, BatchConfig), service_in
+        )
 
         def publish(day: date, source: Artifact) -> Artifact:
-            mine = scripts[scripts["chunk_id"].isin(chunks.read_chunks([source.path])["chunk_id"])]
-            asked = {"model": writer.model, "prompt_version": writer.prompt_version, "settings": dict(writer.settings)}
-            outcome = fingerprint(mine["status"].tolist())  # a row that failed before may have a script now
+            mine = run.scripts[run.scripts["chunk_id"].isin(chunks.read_chunks([source.path])["chunk_id"])]
+            plan = {"model": asked.model, "prompt_version": asked.prompt_version, "settings": dict(asked.settings)}
+            outcome = fingerprint(mine[["status", "finish_reason"]].values.tolist())  # a row that failed before may be there now
             context.add_asset_metadata({"dagster/row_count": len(mine)}, partition_key=day.isoformat())
             return store.publish(
                 f"teacher_scripts/{day}",
-                recipe("1", asked, [source], outcome=outcome),
-                lambda draft: teacher.write_teacher_csv(mine, draft.path),
+                recipe("2", plan, [source], outcome=outcome),
+                lambda draft: teacher_table.write_teacher_csv(mine, draft.path),
                 force=config.force,
             )
 
         written = [publish(day, source) for day, source in sources.items()]
-    facts = teacher.summarize_scripts(scripts)
+    sections = dict(zip(rows["chunk_id"], rows["section"], strict=True))
+    facts = {**teacher_table.summarize_scripts(run.scripts), "this_run": dict(run.facts)}
     check = as_result(evaluate_scripts(facts["status"]))
-    return materialized_days(written, facts, len(scripts), check)
+    page = dg.MetadataValue.md(teacher_report.outcome_page(run.scripts, sections))
+    plot = drawn("outcomes", lambda path: teacher_report.plot_outcomes(run.scripts, path, sections))
+    yield materialized_days(written, facts, len(run.scripts), check, {"outcomes": page, **plot})
 
 
-def _teacher(config: TeacherForm, vertex: VertexAI) -> teacher.Teacher:
-    """The teacher that the form or the settings name. The paid one is never a fallback."""
+def _teacher(config: TeacherForm, vertex: VertexAI) -> tuple[Teacher, Callable[[str], BatchService] | None]:
+    """The teacher that the form or the settings name, and its batch service. The paid one is never a fallback."""
     settings = load_settings()
     name = config.teacher or settings.teacher
     if name == "extractive":
-        return teacher.ExtractiveTeacher()
+        return ExtractiveTeacher(), None
     if name != "gemini":
         raise ValueError(f"there is no teacher {name!r}: use `extractive` or `gemini`.")
     from newsjuice_pipelines.podcast.gemini import GeminiConfig, GeminiTeacher
+    from newsjuice_pipelines.podcast.gemini_batch import GeminiBatches
 
     model = config.gemini_model or settings.gemini_model
-    return GeminiTeacher(vertex.client(), model, config.prompt_version, from_form(config, GeminiConfig))
+    gemini = GeminiTeacher(vertex.client_factory(), model, config.prompt_version, from_form(config, GeminiConfig))
+    return gemini, lambda folder: GeminiBatches(gemini, folder)
 
 
 @dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "pytorch"}, op_tags=GPU_OP_TAGS, pool=GPU_POOL, code_version="1")
@@ -193,7 +214,7 @@ def student_dataset(config: DatasetForm, artifacts: Artifacts) -> dg.Materialize
             store.open("teacher_scripts")
 
         def write(draft: Draft) -> dict[str, Any]:
-            scripts = teacher.read_teacher_csv([day.path for day in days])
+            scripts = teacher_table.read_teacher_csv([day.path for day in days])
             tokenizer = base_models.load_tokenizer(base.path)
             return dataset.build_student_dataset(scripts, tokenizer, from_form(config, dataset.DatasetConfig), draft.path)
 

@@ -11,7 +11,7 @@ from newsjuice_pipelines.assets.podcast import GROUP, OWNERS, base_model, studen
 from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
-from newsjuice_pipelines.podcast import decision, finetune, merge, report, scripts, teacher
+from newsjuice_pipelines.podcast import decision, finetune, merge, report, scripts, teacher_table
 from newsjuice_pipelines.podcast.engines import open_engine
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.tracking import Tracking
@@ -165,7 +165,7 @@ def latency_report(config: LatencyForm, artifacts: Artifacts) -> dg.MaterializeR
         days = [store.open(f"teacher_scripts/{day}") for day in store.partitions("teacher_scripts")]
 
         def write(draft: Draft) -> dict[str, Any]:
-            taught = teacher.read_teacher_csv([day.path for day in days])
+            taught = teacher_table.read_teacher_csv([day.path for day in days])
             engine = open_engine("reference", model.path)
             try:
                 alone = report.measure_single_stream(rows.path, engine, config.prompts, config.max_new_tokens)

@@ -33,7 +33,7 @@ def dev(settings: Settings, host: str, port: int) -> int:
         except OSError as error:
             raise PortTaken(f"port {port} on {host} cannot be used ({error.strerror}): choose another with --port.") from None
     database = "NEWSJUICE_DATABASE_URL"
-    if settings.database_url is None:
+    if settings.articles_are_embedded:
         embedded_url(settings)  # this process holds the server open until it ends
         database = f"embedded PostgreSQL in {settings.home / 'postgres'}"
     print(f"Web UI:    http://{host}:{port}\nDatabase:  {database}\nStorage:   {os.environ['DAGSTER_HOME']}", flush=True)

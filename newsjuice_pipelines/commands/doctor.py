@@ -71,11 +71,17 @@ def database(settings: Settings) -> Finding:
     from newsjuice_pipelines.database.embedded import embedded_status
     from newsjuice_pipelines.resources.postgres import ArticleDatabase, DatabaseUnreachable
 
-    if settings.database_url is None and not embedded_status(settings.home / "postgres")["exists"]:
+    if settings.articles_are_embedded and not embedded_status(settings.home / "postgres")["exists"]:
         return Finding(
             "database", "ok", "embedded PostgreSQL, not set up yet", "the first run sets it up and loads the demo corpus"
         )
-    where = "embedded PostgreSQL" if settings.database_url is None else "NEWSJUICE_DATABASE_URL"
+    where = (
+        "embedded PostgreSQL"
+        if settings.articles_are_embedded
+        else "NEWSJUICE_DATABASE_URL"
+        if settings.database_url
+        else "NEWSJUICE_CLOUD_SQL_INSTANCE"
+    )
     resource = ArticleDatabase(chunks_table=settings.chunks_table, statement_timeout_s=settings.statement_timeout_s)
     from newsjuice_pipelines.podcast.chunk_table import count_chunks
     from newsjuice_pipelines.podcast.chunks import SourceTableError

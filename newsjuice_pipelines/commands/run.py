@@ -22,6 +22,8 @@ COMMAND_TAG = "newsjuice/command"
 PID_TAG = "newsjuice/pid"
 # What `--sample N` bounds: the chunks that are drawn, and the headlines a class.
 SAMPLED = {"article_chunks": "sample_size", "balanced_split": "per_class"}
+# What a dry run looks at.
+PRICED = ("article_chunks", "teacher_scripts")
 
 
 class RunFailed(RuntimeError):
@@ -45,8 +47,12 @@ def run(
     sample: int | None = None,
     models: Sequence[str] = (),
     config: Path | None = None,
+    dry_run: bool = False,
 ) -> int:
-    """Load the articles, materialise the assets stage by stage, and print what came out. Returns the exit status."""
+    """Load the articles, materialise the assets stage by stage, and print what came out. Returns the exit status.
+
+    A dry run samples the chunks and says what their scripts would cost; no teacher is asked.
+    """
     started = time.monotonic()
     days = _load(settings, data)
 
@@ -56,8 +62,8 @@ def run(
     from newsjuice_pipelines.definitions import build_defs
 
     defs = build_defs(settings)
-    selected = _selected(defs, select)
-    configured = _op_config(config, sample, selected)
+    selected = _selected(defs, PRICED if dry_run else select)
+    configured = _op_config(config, sample, selected, dry_run)
     stages = plan(defs, selected, days, _checked_models(models))
     for stage in stages:
         _validate(defs, stage, configured)
@@ -66,6 +72,8 @@ def run(
         for stage in stages:
             _say(f"── {stage.name}: {', '.join(stage.assets)}")
             _materialize(defs, instance, stage, configured)
+    if dry_run:
+        return 0
     _say("")
     print(summary(settings))
     _say(f"\nDone in {format_duration(time.monotonic() - started)}. Everything is below {settings.home}")
@@ -110,9 +118,10 @@ def _load(settings: Settings, data: Path | None) -> tuple[str, str] | None:
     from newsjuice_pipelines.resources.postgres import ArticleDatabase, connect, embedded_url
 
     if data is not None:
-        if settings.database_url is not None:
+        if not settings.articles_are_embedded:
             raise RunFailed(
-                "--data fills the embedded database, but NEWSJUICE_DATABASE_URL names another one: unset one of them."
+                "--data fills the embedded database, but NEWSJUICE_DATABASE_URL or NEWSJUICE_CLOUD_SQL_INSTANCE names "
+                "another one: unset one of them."
             )
         from newsjuice_pipelines.database.embedded import start_embedded
         from newsjuice_pipelines.database.migrate import migrate
@@ -121,11 +130,11 @@ def _load(settings: Settings, data: Path | None) -> tuple[str, str] | None:
             migrate(connection, "source")
             summary = load_articles(connection, data / "bbc_articles.jsonl", replace=True)
         _say(f"{data}: {summary.articles_read:,} articles read, {summary.articles_written:,} new or changed")
-    elif settings.database_url is None:
+    elif settings.articles_are_embedded:
         embedded_url(settings)
     database = ArticleDatabase(chunks_table=settings.chunks_table, statement_timeout_s=settings.statement_timeout_s)
-    with database.read_only() as connection:
-        days = finished_days(connection, settings.chunks_table, settings.first_day, datetime.now(UTC).date())
+    today = datetime.now(UTC).date()
+    days = database.read(lambda found: finished_days(found, settings.chunks_table, settings.first_day, today))
     return (days[0].isoformat(), days[1].isoformat()) if days else None
 
 
@@ -151,8 +160,8 @@ def _selected(defs: dg.Definitions, select: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _op_config(path: Path | None, sample: int | None, selected: set[str]) -> dict[str, Any]:
-    """Configuration by asset: from a file of Dagster run configuration, with `--sample` on top."""
+def _op_config(path: Path | None, sample: int | None, selected: set[str], dry_run: bool = False) -> dict[str, Any]:
+    """Configuration by asset: from a file of Dagster run configuration, with `--sample` and `--dry-run` on top."""
     import yaml
 
     ops: dict[str, Any] = {}
@@ -167,10 +176,12 @@ def _op_config(path: Path | None, sample: int | None, selected: set[str]) -> dic
         unknown = sorted(set(ops) - selected)
         if unknown:
             raise RunFailed(f"--config {path}: {', '.join(unknown)} is not among the assets of this run.")
-    for name, field_name in SAMPLED.items():
-        if sample is not None and name in selected:
-            given = (ops.get(name) or {}).get("config") or {}
-            ops[name] = {"config": {**given, field_name: sample}}
+    flags: dict[str, dict[str, Any]] = {"teacher_scripts": {"dry_run": True}} if dry_run else {}
+    if sample is not None:
+        flags |= {name: {field_name: sample} for name, field_name in SAMPLED.items() if name in selected}
+    for name, values in flags.items():
+        given = (ops.get(name) or {}).get("config") or {}
+        ops[name] = {"config": {**given, **values}}
     return ops
 
 

