@@ -78,6 +78,14 @@ class Settings(BaseSettings):
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
+    @field_validator("chunks_table")
+    @classmethod
+    def _one_or_two_names(cls, value: str) -> str:
+        parts = value.split(".")
+        if len(parts) > 2 or not all(parts):
+            raise ValueError(f"chunks_table is {value!r}: give a table, or a schema and a table as public.chunks_vector")
+        return value
+
     @field_validator("artifacts")
     @classmethod
     def _absolute_or_uri(cls, value: str | None) -> str | None:

@@ -26,9 +26,9 @@ from newsjuice_pipelines.database.read import read_articles
 from newsjuice_pipelines.demo import DEMO_HEADLINES
 from newsjuice_pipelines.podcast import base_model as base_models
 from newsjuice_pipelines.podcast import chunks, dataset, teacher_report, teacher_run, teacher_table, tiny_model
-from newsjuice_pipelines.podcast.asking import AskingConfig
 from newsjuice_pipelines.podcast.batches import BatchConfig, BatchService
 from newsjuice_pipelines.podcast.extractive import ExtractiveTeacher
+from newsjuice_pipelines.podcast.pacing import AskingConfig
 from newsjuice_pipelines.podcast.teacher import Teacher
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase, TeacherLedger
@@ -48,7 +48,7 @@ OWNERS = ["team:podcast"]
     partitions_def=daily,
     backfill_policy=dg.BackfillPolicy.single_run(),
     check_specs=[CHUNKS_ARE_USABLE],
-    code_version="1",
+    code_version="2",
 )
 def article_chunks(
     context: dg.AssetExecutionContext, config: ChunkForm, database: ArticleDatabase, artifacts: Artifacts
@@ -75,14 +75,14 @@ def article_chunks(
 
         def publish(day: date) -> Artifact:
             rows = sample.rows[sample.rows["fetched_at"].dt.date == day]
-            plan = recipe("1", config.values(), day=day.isoformat(), rows=fingerprint(rows.astype(str).values.tolist()))
+            plan = recipe("2", config.values(), day=day.isoformat(), rows=fingerprint(rows.astype(str).values.tolist()))
             context.add_asset_metadata({"dagster/row_count": len(rows)}, partition_key=day.isoformat())
             return store.publish(
                 f"article_chunks/{day}", plan, lambda draft: chunks.write_chunks(rows, draft.path), force=config.force
             )
 
         written = [publish(day) for day in days]
-    check = as_result(evaluate_chunks(sample.rows, sample.counts))
+    check = as_result(evaluate_chunks(sample.rows, sample.counts, sample.share_read))
     return materialized_days(written, {"counts": sample.counts, "share_read": sample.share_read}, len(sample.rows), check)
 
 
@@ -97,7 +97,7 @@ def article_chunks(
     output_required=False,  # a dry run writes nothing
     dagster_type=dg.Nothing,  # type: ignore[call-overload]  # a Dagster type, which its annotations do not know as one
     check_specs=[SCRIPTS_ARE_FIT_FOR_TRAINING],
-    code_version="1",
+    code_version="2",
 )
 def teacher_scripts(
     context: dg.AssetExecutionContext, config: TeacherForm, artifacts: Artifacts, ledger: TeacherLedger, vertex: VertexAI
@@ -111,18 +111,17 @@ def teacher_scripts(
         sources = {day: store.open(f"article_chunks/{day}") for day in days_of(context)}
         rows = chunks.read_chunks([source.path for source in sources.values()])
         asked, service_in = _teacher(config, vertex)
+        how, batches = from_form(config, AskingConfig), from_form(config, BatchConfig)
         if config.dry_run:
-            plan = teacher_run.plan_scripts(rows, asked, ledger.open())
+            plan = teacher_run.plan_scripts(rows, asked, ledger.open(), how, batches)
             yield dry_run(context, "teacher_scripts", plan.sentence(), dataclasses.asdict(plan), SCRIPTS_ARE_FIT_FOR_TRAINING)
             return
-        run = teacher_run.write_scripts(
-            rows, asked, ledger.open(), from_form(config, AskingConfig), from_form(config, BatchConfig), service_in
-        )
+        run = teacher_run.write_scripts(rows, asked, ledger.open(), how, batches, service_in)
 
         def publish(day: date, source: Artifact) -> Artifact:
             mine = run.scripts[run.scripts["chunk_id"].isin(chunks.read_chunks([source.path])["chunk_id"])]
             plan = {"model": asked.model, "prompt_version": asked.prompt_version, "settings": dict(asked.settings)}
-            outcome = fingerprint(mine[["status", "finish_reason"]].values.tolist())  # a row that failed before may be there now
+            outcome = fingerprint(mine.astype(str).values.tolist())  # a row that failed before may have a script now
             context.add_asset_metadata({"dagster/row_count": len(mine)}, partition_key=day.isoformat())
             return store.publish(
                 f"teacher_scripts/{day}",

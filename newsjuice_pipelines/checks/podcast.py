@@ -34,17 +34,18 @@ SCRIPTS_ARE_FIT_FOR_TRAINING = dg.AssetCheckSpec(
 )
 
 
-def evaluate_chunks(rows: "pd.DataFrame", counts: Mapping[str, int]) -> CheckOutcome:
+def evaluate_chunks(rows: "pd.DataFrame", counts: Mapping[str, int], share_read: float = 1.0) -> CheckOutcome:
     """A sample that is not empty, with the agreed columns, ids that occur once and texts, and few rows lost to filters.
 
     Args:
         rows: the sampled chunks of the days of this run; a day without any is fine.
-        counts: what became of each row of the whole table.
+        counts: what became of each row that was read.
+        share_read: part of the articles whose rows were read, 0 to 1.
     """
     # Rows of another source or time are left out on purpose: of the others, these could not be used.
     wanted = counts["rows_read"] - sum(counts[name] for name in LEFT_OUT_ON_PURPOSE)
     lost = 1 - counts["eligible"] / max(wanted, 1)
-    figures: dict[str, Any] = {"rows": len(rows), "lost_to_filters": lost, "counts": dict(counts)}
+    figures: dict[str, Any] = {"rows": len(rows), "lost_to_filters": lost, "counts": dict(counts), "share_read": share_read}
     wrong = _wrong_columns(rows)
     if wrong:
         return CheckOutcome(False, f"The columns are not as agreed: {'; '.join(wrong)}.", figures)
@@ -57,7 +58,8 @@ def evaluate_chunks(rows: "pd.DataFrame", counts: Mapping[str, int]) -> CheckOut
     if empty_texts:
         return CheckOutcome(False, f"{empty_texts} sampled chunks have no text.", figures)
     if lost > LOST_TO_FILTERS_LIMIT:
-        sentence = f"The filters took {lost:.0%} of the rows asked for, more than {LOST_TO_FILTERS_LIMIT:.0%}."
+        part = "" if share_read == 1 else f", in the {share_read:.1%} of the articles that were read"
+        sentence = f"The filters took {lost:.0%} of the rows asked for{part}, more than {LOST_TO_FILTERS_LIMIT:.0%}."
         return CheckOutcome(False, sentence, figures)
     sentence = f"{len(rows):,} chunks with distinct ids and texts, of {counts['sampled']:,} in the sample of the whole table."
     return CheckOutcome(True, sentence, figures)

@@ -89,13 +89,31 @@ def database(settings: Settings) -> Finding:
     try:
         with resource.read_only() as connection:
             rows = count_chunks(connection, settings.chunks_table)
-    except (DatabaseUnreachable, SourceTableError) as error:
+    except (DatabaseUnreachable, SourceTableError, ValueError) as error:
         return Finding("database", "problem", where, str(error))
     except psycopg.Error as error:
         return Finding("database", "problem", where, " ".join(str(error).split()))
     if rows == 0:
         return Finding("database", "problem", f"{where}: table {settings.chunks_table} is empty", "load articles first")
     return Finding("database", "ok", f"{where}: {rows:,} chunks in {settings.chunks_table}")
+
+
+def ledger(settings: Settings) -> Finding:
+    """Whether the database of the teacher's replies answers."""
+    from newsjuice_pipelines.database.embedded import embedded_status
+    from newsjuice_pipelines.podcast.ledger import LedgerUnavailable
+    from newsjuice_pipelines.resources.postgres import DatabaseUnreachable, TeacherLedger
+
+    if settings.ledger_url is None and not embedded_status(settings.home / "postgres")["exists"]:
+        return Finding("ledger", "ok", "embedded PostgreSQL, not set up yet")
+    where = "embedded PostgreSQL" if settings.ledger_url is None else "NEWSJUICE_LEDGER_URL"
+    try:
+        opened = TeacherLedger().open()
+        opened.find([""])
+        opened.close()
+    except (DatabaseUnreachable, LedgerUnavailable, ValueError) as error:
+        return Finding("ledger", "problem", where, str(error))
+    return Finding("ledger", "ok", where)
 
 
 def teacher(settings: Settings) -> Finding:
@@ -162,6 +180,7 @@ LOOKS: tuple[Callable[[Settings], Finding], ...] = (
     disk_space,
     compute,
     database,
+    ledger,
     teacher,
     base_model,
     classifiers,

@@ -63,7 +63,7 @@ def run(
 
     defs = build_defs(settings)
     selected = _selected(defs, PRICED if dry_run else select)
-    configured = _op_config(config, sample, selected, dry_run)
+    configured = _op_config(config, sample, selected, _selected(defs, ()) if dry_run else selected, dry_run)
     stages = plan(defs, selected, days, _checked_models(models))
     for stage in stages:
         _validate(defs, stage, configured)
@@ -160,8 +160,13 @@ def _selected(defs: dg.Definitions, select: Sequence[str]) -> set[str]:
     return chosen
 
 
-def _op_config(path: Path | None, sample: int | None, selected: set[str], dry_run: bool = False) -> dict[str, Any]:
-    """Configuration by asset: from a file of Dagster run configuration, with `--sample` and `--dry-run` on top."""
+def _op_config(
+    path: Path | None, sample: int | None, selected: set[str], allowed: set[str], dry_run: bool = False
+) -> dict[str, Any]:
+    """Configuration by asset: from a file of Dagster run configuration, with `--sample` and `--dry-run` on top.
+
+    The file may name any asset of `allowed`: for a dry run it is that of the whole run.
+    """
     import yaml
 
     ops: dict[str, Any] = {}
@@ -173,7 +178,7 @@ def _op_config(path: Path | None, sample: int | None, selected: set[str], dry_ru
         if not isinstance(content, dict) or set(content) != {"ops"} or not isinstance(content["ops"], dict):
             raise RunFailed(f"--config {path}: it should hold `ops:` with `<asset>: {{config: …}}` below it.")
         ops = {name: given or {} for name, given in content["ops"].items()}
-        unknown = sorted(set(ops) - selected)
+        unknown = sorted(set(ops) - allowed)
         if unknown:
             raise RunFailed(f"--config {path}: {', '.join(unknown)} is not among the assets of this run.")
     flags: dict[str, dict[str, Any]] = {"teacher_scripts": {"dry_run": True}} if dry_run else {}

@@ -9,65 +9,25 @@ import asyncio
 import heapq
 import logging
 import random
-import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from newsjuice_pipelines.podcast.ledger import Ledger
-from newsjuice_pipelines.podcast.ledger_desk import LedgerDesk
-from newsjuice_pipelines.podcast.pacing import AdaptiveConcurrency, Backoff, MinuteBudget, Spending
-from newsjuice_pipelines.podcast.teacher import Teacher, TeacherReply, TeacherUnavailable, TryAgain
+from newsjuice_pipelines.podcast.ledger import Ledger, LedgerUnavailable
+from newsjuice_pipelines.podcast.ledger_desk import LedgerDesk, wall_clock
+from newsjuice_pipelines.podcast.pacing import AdaptiveConcurrency, AskingConfig, Backoff, MinuteBudget, Spending
+from newsjuice_pipelines.podcast.teacher import RowRefused, Teacher, TeacherRefused, TeacherReply, TeacherUnavailable, TryAgain
 from newsjuice_pipelines.runtime.progress import Progress, format_duration
 
 logger = logging.getLogger("newsjuice.podcast")
 
 FORECAST_ANSWERS = 20
 FAILURES_IN_A_ROW = 10
+REFUSED_ROWS = 3  # before anything was answered
 _SDK_GRACE_S = 5.0  # beyond the request's own timeout, in case the library does not keep it
 _POLL_S = 2.0
-
-
-@dataclass(frozen=True)
-class AskingConfig:
-    """How a paid teacher is asked: pace, retries and budget. None of it changes what is written."""
-
-    max_concurrency: int = 64
-    """Most requests under way at once."""
-    start_concurrency: int = 8
-    """Requests under way at the start; grows while all is clean, and halves when the service says 429."""
-    requests_per_minute: int = 0
-    """Most requests a minute, evenly spread; 0 leaves the pace to the service."""
-    tokens_per_minute: int = 0
-    """Most tokens a minute, prompt and answer; 0 leaves the pace to the service."""
-    request_timeout_s: float = 60.0
-    """Longest time for one request, seconds."""
-    attempts: int = 6
-    """Most requests for one script; only rate limits, server and transport errors are tried again."""
-    first_delay_s: float = 1.0
-    """Upper bound of the random wait before the second request, seconds; it doubles with each one."""
-    max_delay_s: float = 60.0
-    """Largest such bound. What the service asks to wait comes on top."""
-    row_deadline_s: float = 600.0
-    """Longest time for one script with all its retries, seconds; then it has failed in this run."""
-    lease_s: float = 120.0
-    """How long a script that is being asked for stays reserved when this run falls silent, seconds."""
-    max_budget_usd: float | None = None
-    """Most that this run may spend, US dollars. It stops before the limit is passed, and what is done stays done."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_concurrency", "start_concurrency", "attempts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
-        for name in ("request_timeout_s", "row_deadline_s", "lease_s"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be above 0.")
-        for name in ("requests_per_minute", "tokens_per_minute", "first_delay_s", "max_delay_s"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
-        if self.max_budget_usd is not None and not self.max_budget_usd >= 0:
-            raise ValueError(f"max_budget_usd={self.max_budget_usd}: must be 0 or more, or empty for no limit.")
 
 
 @dataclass
@@ -84,7 +44,8 @@ class _Row:
 
     key: str
     article: str
-    failures: int = 0
+    tries: int = 0
+    failures: int = 0  # tries that count against the limit: not those that came too fast
     first_sent_at: float = 0.0
     sent_at: float = 0.0
     most_usd: float = 0.0
@@ -99,7 +60,7 @@ class Asking:
         ledger: where claims and replies are kept.
         config: pace, retries and budget.
         owner: the name of this run's claims, different from every other run's.
-        judge: called with each answer and its article before it is kept, while others are under way.
+        on_answer: called with the key of each answer when it is kept, while others are under way; it must return at once.
     """
 
     def __init__(
@@ -108,13 +69,13 @@ class Asking:
         ledger: Ledger,
         config: AskingConfig,
         owner: str,
-        judge: Callable[[TeacherReply, str], TeacherReply] = lambda reply, article: reply,
+        on_answer: Callable[[str, TeacherReply], None] = lambda key, reply: None,
         *,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = wall_clock,
         rng: random.Random | None = None,
     ) -> None:
         self._teacher, self._config = teacher, config
-        self._judge = judge
+        self._on_answer = on_answer
         self._clock, self._rng = clock, rng or random.Random()
         self._concurrency = AdaptiveConcurrency(config.start_concurrency, config.max_concurrency)
         self._requests = MinuteBudget(config.requests_per_minute)
@@ -128,6 +89,10 @@ class Asking:
         self._later: list[tuple[float, str, _Row]] = []
         self._running: dict[asyncio.Task[TeacherReply], _Row] = {}
         self._unsaved: dict[str, TeacherReply] = {}
+        self._uncommitted = 0  # answers that are paid for and not yet in the ledger: as good as under way
+        self._saving: asyncio.Task[None] | None = None
+        self._cannot_save = False
+        self._paused_until = float("-inf")
         self._given_up: list[str] = []
         self._failures_in_a_row = 0
         self._short_of_money = False  # waiting for requests under way to come back cheaper than feared
@@ -140,18 +105,12 @@ class Asking:
 
         Raises:
             TeacherRefused, TeacherUnavailable, LedgerUnavailable: after the requests under way have come back and are kept.
-            ValueError: there is a budget, but a price is not known.
         """
         self._articles = articles
         self._unclaimed.extend(articles)
         self._answers = Answers()
         self._progress = Progress(f"teacher {self._teacher.model}", len(articles), "scripts")
         started = self._clock()
-        if self._config.max_budget_usd is not None and any(self._teacher.most_usd(text) is None for text in articles.values()):
-            raise ValueError(
-                f"max_budget_usd is set, but the price of {self._teacher.model} is not known here: give input_price, "
-                "cached_price and output_price (US dollars per million tokens), or leave the budget empty."
-            )
         try:
             await self._desk.open()
             await self._ask_all()
@@ -159,7 +118,7 @@ class Asking:
             self._desk.give_up()
             raise
         finally:
-            for task in self._running:
+            for task in (*self._running, *([self._saving] if self._saving else [])):
                 task.cancel()
             await self._desk.close()
             await self._teacher.close()
@@ -176,17 +135,18 @@ class Asking:
             if self._desk.is_lapsed:
                 await self._confirm_claims()
             self._start_requests()
+            self._start_saving()
             if self._unclaimed and len(self._ready) < self._concurrency.limit and self._stopped_by is None:
                 await self._claim_more()
                 continue
-            if not (self._running or self._ready or self._later or self._elsewhere):
-                return
+            if not (self._running or self._saving or self._ready or self._later or self._elsewhere):
+                break
             await self._wait()
             self._take_results()
-            if not self._desk.is_lapsed:
-                self._start_requests()  # before the answers are stored: the service works while the database does
-            await self._save()
             await self._look_elsewhere()
+        if self._unsaved:  # one last try, now that all is back
+            with suppress(LedgerUnavailable):
+                await self._desk.store(self._unsaved)
 
     def _start_requests(self) -> None:
         now = self._clock()
@@ -195,7 +155,7 @@ class Asking:
             self._ready.appendleft(heapq.heappop(self._later)[2])
         if self._stopped_by is not None:
             self._drop_waiting()
-        while self._ready and len(self._running) < self._concurrency.limit and self._pace_s(now) == 0:
+        while self._ready and self._has_room() and self._pace_s(now) == 0:
             row = self._ready[0]
             row.most_usd, row.most_tokens = self._teacher.most_usd(row.article) or 0.0, self._teacher.most_tokens(row.article)
             if not self._spending.may_reserve(row.most_usd):
@@ -234,12 +194,14 @@ class Asking:
         """Until a request comes back, or something else is due."""
         now = self._clock()
         due = [self._later[0][0] - now] if self._later else []
-        if self._ready and len(self._running) < self._concurrency.limit and not self._short_of_money:
+        if self._ready and self._has_room() and not self._short_of_money:
             due.append(self._pace_s(now))
-        due += [at - now for at in self._elsewhere.values()]
+        if not self._unclaimed:
+            due += [at - now for at in self._elsewhere.values()]
         timeout = max(0.0, min(due)) if due else None
-        if self._running:
-            await asyncio.wait(self._running, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        tasks = [*self._running, *([self._saving] if self._saving else [])]
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
         else:
             await asyncio.sleep(timeout or 0.0)
 
@@ -250,59 +212,99 @@ class Asking:
                 self._take_reply(row, task.result())
             except TryAgain as error:
                 self._take_failure(row, error)
+            except RowRefused as error:
+                self._take_refusal(row, error)
             except Exception as error:  # refused for good, or a defect: the run ends when the others are back
                 self._spending.settle(row.most_usd, None)
                 self._stopped_by = self._stopped_by or error
 
     def _take_reply(self, row: _Row, reply: TeacherReply) -> None:
         self._concurrency.answered()
-        self._spending.settle(row.most_usd, reply.cost_usd)
+        if reply.cost_usd is None and self._config.max_budget_usd is not None:  # the answer does not say what it took
+            self._spending.settle_unanswered(row.most_usd)
+        else:
+            self._spending.settle(row.most_usd, reply.cost_usd)
         used = sum(count or 0 for count in (reply.input_tokens, reply.output_tokens, reply.thought_tokens))
         self._tokens.give_back(row.most_tokens - used)
         self._failures_in_a_row = 0
         self._counts["answered"] += 1
         self._counts["answers_without_cost"] += reply.cost_usd is None
-        self._unsaved[row.key] = replace(reply, attempts=row.failures + 1)
+        self._unsaved[row.key] = replace(reply, attempts=row.tries + 1)
+        self._uncommitted += 1
 
     def _take_failure(self, row: _Row, error: TryAgain) -> None:
         now = self._clock()
-        row.failures += 1
+        row.tries += 1
         self._tokens.give_back(row.most_tokens)
         if error.may_be_billed:
             self._spending.settle_unanswered(row.most_usd)
         else:
             self._spending.settle(row.most_usd, None)
-        if error.rate_limited:
+        if error.rate_limited:  # not the row's fault: only its deadline ends this
             self._counts["rate_limited"] += 1
             self._concurrency.rate_limited(row.sent_at, now)
-        wait_s = self._backoff.wait_s(row.failures, error.delay_s, self._rng)
+            self._paused_until = max(self._paused_until, now + error.delay_s)
+        else:
+            row.failures += 1
+        wait_s = self._backoff.wait_s(row.tries, error.delay_s, self._rng)
         in_time = now + wait_s - row.first_sent_at <= self._config.row_deadline_s
         if row.failures < self._config.attempts and in_time and self._stopped_by is None:
             self._counts["retries"] += 1
             logger.debug("%s: %s; asking again in %.1f s", self._teacher.model, error, wait_s)
             heapq.heappush(self._later, (now + wait_s, row.key, row))
             return
-        self._given_up.append(row.key)
-        self._answers.replies[row.key] = TeacherReply("", "failed", "ERROR", attempts=row.failures, error=str(error))
-        self._progress.advance(note=f"failed after {row.failures} tries: {error}")
+        self._give_up(row, str(error))
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= min(FAILURES_IN_A_ROW, len(self._articles)):
+        if self._failures_in_a_row >= FAILURES_IN_A_ROW:
             self._stopped_by = self._stopped_by or TeacherUnavailable(
                 f"{self._teacher.model}: {self._failures_in_a_row} scripts in a row failed, the last with: {error}. "
                 "Run again later; answers received so far are kept and not paid again."
             )
 
-    async def _save(self) -> None:
-        """Commit what came back, and only then use it."""
-        if self._unsaved:
+    def _take_refusal(self, row: _Row, error: RowRefused) -> None:
+        """A row that is refused has failed. Where nothing but refusals come, every row is."""
+        row.tries += 1
+        self._tokens.give_back(row.most_tokens)
+        self._spending.settle(row.most_usd, None)
+        self._give_up(row, str(error))
+        self._counts["refused"] += 1
+        if self._counts["refused"] >= min(REFUSED_ROWS, len(self._articles)) and not self._counts["answered"]:
+            self._stopped_by = self._stopped_by or TeacherRefused(str(error))
+
+    def _give_up(self, row: _Row, reason: str) -> None:
+        self._given_up.append(row.key)
+        self._counts["failed"] += 1
+        self._answers.replies[row.key] = TeacherReply("", "failed", "ERROR", attempts=row.tries, error=reason)
+        self._progress.advance(note=f"failed after {row.tries} tries: {reason}")
+
+    def _start_saving(self) -> None:
+        """Keep what came back, beside the requests: one save at a time takes all that is there."""
+        if self._saving is not None and self._saving.done():
+            saved, self._saving = self._saving, None
+            if saved.exception() is not None:  # the requests under way still come back
+                self._stopped_by = self._stopped_by or saved.exception()
+                self._cannot_save = True
+        if self._saving is None and (self._unsaved or self._given_up) and not self._cannot_save:
             replies, self._unsaved = self._unsaved, {}
-            judged = {key: self._judge(reply, self._articles[key]) for key, reply in replies.items()}
-            self._answers.replies |= await self._desk.store(judged)
+            given_up, self._given_up = self._given_up, []
+            self._saving = asyncio.create_task(self._save(replies, given_up))
+
+    async def _save(self, replies: dict[str, TeacherReply], given_up: list[str]) -> None:
+        """Commit answers, and only then use them."""
+        if replies:
+            try:
+                in_force = await self._desk.store(replies)
+            except BaseException:
+                self._unsaved |= replies
+                raise
+            self._answers.replies |= in_force
+            self._uncommitted -= len(replies)
+            for key, reply in in_force.items():
+                self._on_answer(key, reply)
             self._progress.advance(len(replies), note=self._money())
             self._make_forecast()
-        if self._given_up:
-            keys, self._given_up = self._given_up, []
-            await self._desk.release(keys)
+        if given_up:
+            await self._desk.release(given_up)
 
     async def _look_elsewhere(self) -> None:
         """See to the keys of another run: answered by now, free again, or still to be waited for."""
@@ -338,8 +340,11 @@ class Asking:
         heapq.heapify(self._later)
         self._elsewhere |= dict.fromkeys(rows.keys() - claimed, 0.0)
 
+    def _has_room(self) -> bool:
+        return len(self._running) + self._uncommitted < self._concurrency.limit
+
     def _pace_s(self, now: float) -> float:
-        return max(self._requests.wait_s(now), self._tokens.wait_s(now))
+        return max(self._requests.wait_s(now), self._tokens.wait_s(now), self._paused_until - now, 0.0)
 
     def _reach_budget(self) -> None:
         logger.warning(
@@ -359,14 +364,14 @@ class Asking:
         answered = self._counts["answered"]
         if self._forecast is not None or answered < FORECAST_ANSWERS:
             return
-        left = len(self._articles) - len(self._answers.replies)
+        scripts = len(self._articles) - self._counts["answered_by_other_runs"] - self._counts["failed"]
         known = not self._counts["answers_without_cost"]
-        cost = self._spending.spent_usd / answered * (answered + left) if known else None
-        self._forecast = {"after_answers": answered, "scripts": answered + left, "cost_usd": cost}
+        cost = self._spending.spent_usd / answered * scripts if known else None
+        self._forecast = {"after_answers": answered, "scripts": scripts, "cost_usd": cost}
         if cost == 0:  # a free teacher
             return
         money = f"about ${cost:.4f}" if cost is not None else "an unknown amount (no price for this model)"
-        logger.info("teacher: forecast after %d answers: %s for %d scripts", answered, money, answered + left)
+        logger.info("teacher: forecast after %d answers: %s for %d scripts", answered, money, scripts)
 
     def _money(self) -> str:
         if self._counts["answers_without_cost"]:
@@ -376,7 +381,10 @@ class Asking:
     def _facts(self, wall_s: float) -> dict[str, Any]:
         counts = self._counts
         return {
-            **{name: counts[name] for name in ("requests", "answered", "retries", "rate_limited", "answered_by_other_runs")},
+            **{
+                name: counts[name]
+                for name in ("requests", "answered", "failed", "retries", "rate_limited", "answered_by_other_runs")
+            },
             "peak_concurrency": counts["peak_concurrency"],
             "budget_reached": bool(counts["budget_reached"]),
             "spent_usd": None if counts["answers_without_cost"] else self._spending.spent_usd,

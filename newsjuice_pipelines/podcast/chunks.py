@@ -11,18 +11,17 @@ import json
 import logging
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
-from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.podcast.chunk_filters import SOURCE_COLUMNS, LanguageHint, RowFilter, Values, as_utc
 from newsjuice_pipelines.podcast.chunk_filters import ChunkSampling as ChunkSampling  # part of this module's interface
 from newsjuice_pipelines.podcast.chunk_ranks import LowestArticles
+from newsjuice_pipelines.podcast.chunk_table import SourceTableError as SourceTableError
+from newsjuice_pipelines.podcast.chunk_table import check_columns, estimated_articles, read_rows
 from newsjuice_pipelines.podcast.near_duplicates import NearDuplicates
 
 if TYPE_CHECKING:
@@ -66,17 +65,10 @@ CHUNKS_FILE = "chunks.parquet"
 
 # Articles that are read for one that is kept room for: some have no eligible chunk.
 SPARE_ARTICLES = 2
-_FETCH_ROWS = 200
+# With none that is wanted among so many low ranked chunks, there is no point in looking at the others.
+HOPELESS_CHUNKS = 4_000
 _LOG_ROWS = 100_000
-# By category of pg_type: what the code does with a column must be possible for all its values.
-_COLUMN_KINDS = {"published_at": "D", "fetched_at": "D", "chunk_index": "N", "chunk": "S"}
-_KIND_NAMES = {"D": "a timestamp", "N": "a number", "S": "text"}
-
 Row = dict[str, Any]
-
-
-class SourceTableError(RuntimeError):
-    """The table of article chunks cannot be used as it is."""
 
 
 class EmptySourceTable(SourceTableError):
@@ -112,7 +104,7 @@ def sample_chunks(
 
     One read-only pass with a server-side cursor; memory depends on the sample size, not on the table. Where the server's
     statistics say that the table is large, it computes the ranks itself and sends only the rows of low ranked articles.
-    (Where most of those are passed over as unfit, as copies or as foreign, another pass with four times the room follows.)
+    (Where most of those are unfit, copies or foreign, one or two further passes over more articles follow.)
 
     Args:
         connection: to the article database; used for one transaction.
@@ -131,19 +123,23 @@ def sample_chunks(
         raise ValueError(f"first_day={first_day} is after last_day={last_day}.")
     LanguageHint(sampling.languages)  # refuses an unknown language before the table is read
     name = tuple(table.split("."))
-    _check_columns(connection, name)
+    check_columns(connection, name)
     capacity = 2 * sampling.sample_size + 100
     articles = estimated_articles(connection, table)
+    share = _bounded(SPARE_ARTICLES * capacity / articles) if articles else 1.0
     while True:
-        share = min(1.0, SPARE_ARTICLES * capacity / articles) if articles else 1.0
-        with _read_rows(connection, name, statement_timeout_s, sampling.seed, share) as stream:
+        with read_rows(connection, name, statement_timeout_s, sampling.seed, share) as stream:
             selection = select_chunks(stream, sampling, capacity, since)
-        if len(selection.rows) == sampling.sample_size or (selection.is_exact and share == 1.0):
+        found = len(selection.rows)
+        if found == sampling.sample_size or (selection.is_exact and share == 1.0):
             break
-        if share == 1.0 and not selection.rows:
+        if not found and selection.passed_over >= HOPELESS_CHUNKS:
             break
-        capacity *= 4
-        logger.info("%s: many of the lowest ranked chunks are passed over: reading again with room for %d", table, capacity)
+        if not selection.is_exact:
+            capacity *= 4
+        if share < 1:  # by what this part of the articles gave
+            share = _bounded(SPARE_ARTICLES * share * max(4.0, sampling.sample_size / found)) if found else 1.0
+        logger.info("%s: %d of %d chunks so far, reading again with more room", table, found, sampling.sample_size)
     rows, counts = selection.rows, selection.counts
     _refuse_nothing(table, rows, counts)
     in_range = [row for row in rows if first_day <= row["fetched_at"].date() <= last_day]
@@ -152,6 +148,11 @@ def sample_chunks(
     if share < 1:
         logger.info("%s: these are the rows of the lowest ranked %.2g %% of the articles", table, 100 * share)
     return ChunkSample(_frame(in_range), {reason: counts[reason] for reason in COUNTS}, share)
+
+
+def _bounded(share: float) -> float:
+    """A share of the articles; more than half of them is all of them, which spares the server the ranks."""
+    return share if share <= 0.5 else 1.0
 
 
 def _refuse_nothing(table: str, rows: Sequence[Row], counts: Counter[str]) -> None:
@@ -180,6 +181,8 @@ class Selection:
 
     rows: list[Row]
     counts: Counter[str]
+    passed_over: int
+    """Eligible chunks that were examined and are not in the sample."""
     is_exact: bool
 
 
@@ -211,7 +214,7 @@ def select_chunks(rows: Iterable[Values], sampling: ChunkSampling, capacity: int
     counts = problems + passed_over
     counts.update(rows_read=read, eligible=read - problems.total(), sampled=len(chosen))
     is_exact = len(chosen) == sampling.sample_size or not held.let_go
-    return Selection(sorted(chosen, key=lambda row: (row["fetched_at"], row["chunk_id"])), counts, is_exact)
+    return Selection(sorted(chosen, key=lambda row: (row["fetched_at"], row["chunk_id"])), counts, passed_over.total(), is_exact)
 
 
 def _fill(held: LowestArticles, sampling: ChunkSampling) -> tuple[list[Row], Counter[str]]:
@@ -293,91 +296,8 @@ def read_chunks(paths: Iterable[Path]) -> pd.DataFrame:
     return pd.concat(filled).sort_values(["fetched_at", "chunk_id"], ignore_index=True)
 
 
-def estimated_articles(connection: psycopg.Connection, table: str) -> float | None:
-    """How many different articles the server's statistics say that `table` has; None where it has none of them.
-
-    Views have no statistics, and tables that were never analysed.
-    """
-    from psycopg import sql
-
-    with connection.transaction():
-        quoted = sql.Identifier(*table.split(".")).as_string(connection)
-        row = connection.execute(
-            """
-            SELECT CASE WHEN n_distinct < 0 THEN -n_distinct * reltuples ELSE n_distinct END
-            FROM pg_class
-            JOIN pg_namespace ON pg_namespace.oid = relnamespace
-            JOIN pg_stats ON schemaname = nspname AND tablename = relname AND attname = 'article_id'
-            WHERE pg_class.oid = to_regclass(%s) AND reltuples > 0
-            """,
-            (quoted,),
-        ).fetchone()
-    return float(row[0]) if row and row[0] else None
-
-
 def _frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Rows as a table with the same column types whether there are rows or not."""
     import pandas as pd
 
     return pd.DataFrame(list(rows), columns=list(CHUNK_COLUMNS)).astype(CHUNK_TYPES)
-
-
-def _check_columns(connection: psycopg.Connection, name: tuple[str, ...]) -> None:
-    from psycopg import sql
-
-    table = ".".join(name)
-    with connection.transaction():
-        quoted = sql.Identifier(*name).as_string(connection)
-        found = connection.execute(
-            "SELECT attname, typcategory, format_type(atttypid, NULL) FROM pg_attribute JOIN pg_type ON pg_type.oid = atttypid "
-            "WHERE attrelid = to_regclass(%s) AND attnum > 0 AND NOT attisdropped",
-            (quoted,),
-        ).fetchall()
-    if not found:
-        raise SourceTableError(
-            f"there is no table {table} in the database {connection.info.dbname!r}: "
-            "check NEWSJUICE_CHUNKS_TABLE and the settings of the database."
-        )
-    missing = sorted(set(SOURCE_COLUMNS) - {column for column, _, _ in found})
-    if missing:
-        raise SourceTableError(
-            f"the table {table} has no column {', '.join(missing)}: "
-            "point NEWSJUICE_CHUNKS_TABLE at a table or view with the columns of chunks_vector."
-        )
-    for column, kind, type_name in found:
-        wanted = _COLUMN_KINDS.get(column)
-        if wanted is not None and (kind != wanted or type_name == "date"):
-            raise SourceTableError(
-                f"the column {column} of {table} must be {_KIND_NAMES[wanted]}, and is {type_name}: "
-                "convert it, or point NEWSJUICE_CHUNKS_TABLE at a view that does."
-            )
-
-
-@contextmanager
-def _read_rows(
-    connection: psycopg.Connection, name: tuple[str, ...], statement_timeout_s: int, seed: int, share: float
-) -> Iterator[Iterator[tuple[Any, ...]]]:
-    """The rows of the lowest ranked `share` of the articles, all of them at 1, in one read-only transaction.
-
-    They come from a server-side cursor in batches that stay in the processor's cache.
-    """
-    from psycopg import errors, sql
-    from psycopg.rows import tuple_row
-
-    query = sql.SQL("SELECT {columns} FROM {table}").format(
-        columns=sql.SQL(", ").join(map(sql.Identifier, SOURCE_COLUMNS)), table=sql.Identifier(*name)
-    )
-    values: tuple[Any, ...] = ()
-    if share < 1:  # the same order as that of `chunk_ranks.rank`: the first eight bytes of the digest
-        query += sql.SQL(" WHERE sha256(convert_to(%s || article_id::text, 'UTF8')) < %s")
-        values = (f"{seed}|", int(share * 2**64).to_bytes(8))
-    with connection.transaction():
-        connection.execute("SET TRANSACTION READ ONLY")
-        connection.execute("SELECT set_config('statement_timeout', %s, true)", (f"{statement_timeout_s}s",))
-        with connection.cursor("newsjuice_chunks", row_factory=tuple_row) as cursor:
-            try:
-                cursor.execute(query, values)
-            except errors.InsufficientPrivilege as error:
-                who = connection.info.user
-                raise SourceTableError(f"the user {who!r} may not read {'.'.join(name)}: grant SELECT on it.") from error
-            yield chain.from_iterable(iter(partial(cursor.fetchmany, _FETCH_ROWS), []))

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.request import getproxies
 
@@ -212,6 +213,7 @@ class GeminiTeacher:
         )
 
 
+@lru_cache(maxsize=1024)
 def most_prompt_tokens(prompt: str) -> int:
     """Upper bound of a prompt's tokens, about twice what English prose has.
 

@@ -112,6 +112,8 @@ class GeminiBatches:
     async def state(self, job: str) -> BatchState:
         """Where a job stands."""
         found = await self._get(job)
+        if found is None:
+            return BatchState("failed", "the service does not know this job any more")
         name = found.state.name if found.state else "JOB_STATE_UNSPECIFIED"
         error = found.error.message if found.error else None
         if name == "JOB_STATE_EXPIRED":
@@ -134,12 +136,17 @@ class GeminiBatches:
         keys those prompts have is in a file beside the input, so that any run can read them.
         """
         found = await self._get(job)
+        if found is None:
+            return {}
         folder = found.output_info.gcs_output_directory if found.output_info else None
         folder = folder or (found.dest.gcs_uri if found.dest else None)  # a job that was stopped may name only the latter
         if not folder:
             return {}
         with self._storage():
             keys = await asyncio.to_thread(_read_keys, self._base(name) / KEYS_FILE)
+            if keys is None:
+                logger.warning("batch job %s: %s is gone, so that its answers cannot be read", job, self._base(name) / KEYS_FILE)
+                return {}
             return await asyncio.to_thread(self._read, folder, keys)
 
     def request_line(self, article: str) -> str:
@@ -152,14 +159,20 @@ class GeminiBatches:
         contents = [{"role": "user", "parts": [{"text": self.teacher.prompt(article)}]}]
         return json.dumps({"request": {"contents": contents, "generationConfig": generation}}, ensure_ascii=False)
 
-    async def _get(self, job: str) -> BatchJob:
+    async def _get(self, job: str) -> BatchJob | None:
+        """The job; None when the service does not know it."""
         from google.genai import types
+        from google.genai.errors import ClientError
 
+        config = types.GetBatchJobConfig(http_options=self._once())
         with translated(self.teacher.model):
             async with asyncio.timeout(self.timeout_s):
-                return await self.teacher.client().aio.batches.get(
-                    name=job, config=types.GetBatchJobConfig(http_options=self._once())
-                )
+                try:
+                    return await self.teacher.client().aio.batches.get(name=job, config=config)
+                except ClientError as error:
+                    if error.code == 404:
+                        return None
+                    raise
 
     def _read(self, folder: str, keys: Mapping[str, deque[str]]) -> dict[str, TeacherReply]:
         replies: dict[str, TeacherReply] = {}
@@ -291,9 +304,14 @@ def _write_keys(path: UPath, pairs: Iterable[tuple[str, str]]) -> None:
     path.write_text(json.dumps(list(pairs)), encoding="utf-8")
 
 
-def _read_keys(path: UPath) -> dict[str, deque[str]]:
+def _read_keys(path: UPath) -> dict[str, deque[str]] | None:
+    """Which keys belong to which prompts (SHA-256); None when the file is gone."""
     keys: dict[str, deque[str]] = defaultdict(deque)
-    for digest, key in json.loads(path.read_text(encoding="utf-8")):
+    try:
+        pairs = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    for digest, key in pairs:
         keys[digest].append(key)
     return keys
 

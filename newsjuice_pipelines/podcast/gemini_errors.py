@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from newsjuice_pipelines.podcast.teacher import TeacherRefused, TryAgain
+from newsjuice_pipelines.podcast.teacher import RowRefused, TeacherRefused, TryAgain
 
 _ADVICE = {
     400: "the request itself is wrong: check the model's settings",
@@ -25,17 +25,17 @@ _MOST_CHARACTERS = 300
 
 @contextmanager
 def translated(model: str) -> Iterator[None]:
-    """Raises what the library raises inside as `TryAgain` or `TeacherRefused`; a defect of our own stays what it is."""
+    """Raises what the library raises inside as `TryAgain`, `RowRefused` or `TeacherRefused`; our own defects stay as they are."""
     try:
         yield
     except Exception as error:
         known = translate(error, model)
         if known is None:
             raise
-        raise known from error
+        raise known from None  # the library's message may quote what was sent, credentials included
 
 
-def translate(error: Exception, model: str) -> TryAgain | TeacherRefused | None:
+def translate(error: Exception, model: str) -> TryAgain | RowRefused | TeacherRefused | None:
     """What an exception of google-genai, google-auth or the HTTP library means; None when it is none of theirs."""
     from google.auth.exceptions import GoogleAuthError, TransportError
     from google.genai.errors import APIError
@@ -88,8 +88,10 @@ def _retry_after_s(value: str) -> float:
         return 0.0
 
 
-def _of_status(error: Any, model: str) -> TryAgain | TeacherRefused:
+def _of_status(error: Any, model: str) -> TryAgain | RowRefused | TeacherRefused:
     code = int(error.code)
+    if code in (400, 413):  # of this request; whether of every one, the next ones show
+        return RowRefused(f"{model} refused the request: {describe(error)}. What to do: {_ADVICE[400]}.")
     if code in (408, 429) or code >= 500:
         # After 408 and 504 the service had the request and ran out of time: it may have done the work.
         return TryAgain(describe(error), delay_s=asked_delay_s(error), rate_limited=code == 429, may_be_billed=code in (408, 504))

@@ -16,6 +16,11 @@ from newsjuice_pipelines.podcast.teacher import TeacherReply
 Result = TypeVar("Result")
 
 
+def wall_clock() -> float:
+    """Seconds that also pass while the machine sleeps, as they do for the leases in the database."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
 class LedgerDesk:
     """The claims and replies of one run of one teacher.
 
@@ -33,7 +38,7 @@ class LedgerDesk:
         lease_s: float,
         model: str,
         prompt_version: str,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = wall_clock,
     ) -> None:
         self._ledger, self._owner, self._lease_s, self._clock = ledger, owner, lease_s, clock
         self._model, self._prompt_version = model, prompt_version

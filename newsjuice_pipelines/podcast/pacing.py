@@ -1,12 +1,53 @@
-"""How fast requests may go: adaptive concurrency, budgets a minute, waits before another try, and money. Pure arithmetic.
+"""How fast requests may go: the settings, adaptive concurrency, budgets a minute, waits before another try, and money.
 
-Times are seconds on any monotonic clock, passed in; nothing here sleeps.
+Pure arithmetic: times are seconds on any clock that never goes back, passed in, and nothing here sleeps.
 """
 
 from __future__ import annotations
 
 import random
 from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AskingConfig:
+    """How a paid teacher is asked: pace, retries and budget. None of it changes what is written."""
+
+    max_concurrency: int = 64
+    """Most requests under way at once."""
+    start_concurrency: int = 8
+    """Requests under way at the start; grows while all is clean, and halves when the service says 429."""
+    requests_per_minute: int = 0
+    """Most requests a minute, evenly spread; 0 leaves the pace to the service."""
+    tokens_per_minute: int = 0
+    """Most tokens a minute, prompt and answer; 0 leaves the pace to the service."""
+    request_timeout_s: float = 60.0
+    """Longest time for one request, seconds."""
+    attempts: int = 6
+    """Most requests for one script; only server and transport errors are tried again, and rate limits, which do not count."""
+    first_delay_s: float = 1.0
+    """Upper bound of the random wait before the second request, seconds; it doubles with each one."""
+    max_delay_s: float = 60.0
+    """Largest such bound. What the service asks to wait comes on top."""
+    row_deadline_s: float = 600.0
+    """Longest time for one script with all its retries, seconds; then it has failed in this run."""
+    lease_s: float = 120.0
+    """How long a script that is being asked for stays reserved when this run falls silent, seconds."""
+    max_budget_usd: float | None = None
+    """Most that this run may spend, US dollars. It stops before the limit is passed, and what is done stays done."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_concurrency", "start_concurrency", "attempts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)}: must be at least 1.")
+        for name in ("request_timeout_s", "row_deadline_s", "lease_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be above 0.")
+        for name in ("requests_per_minute", "tokens_per_minute", "first_delay_s", "max_delay_s"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name}={getattr(self, name)}: must be 0 or more.")
+        if self.max_budget_usd is not None and not self.max_budget_usd >= 0:
+            raise ValueError(f"max_budget_usd={self.max_budget_usd}: must be 0 or more, or empty for no limit.")
 
 
 class AdaptiveConcurrency:

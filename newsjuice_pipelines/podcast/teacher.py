@@ -35,6 +35,10 @@ class TeacherUnavailable(RuntimeError):
     """The teacher answers no request at the moment; what it answered before is kept."""
 
 
+class RowRefused(Exception):
+    """One request was refused for good, and it is not said that others would be."""
+
+
 class TryAgain(Exception):
     """One request failed in a way that may pass: rate limit, server or transport error."""
 
@@ -93,8 +97,8 @@ class Teacher(Protocol):
         """Upper bound of the tokens that one request for this article counts, prompt and answer."""
         ...
 
-    def most_usd(self, article: str) -> float | None:
-        """Upper bound of what one request for this article costs, US dollars; None when a price is not known."""
+    def most_usd(self, article: str, *, batch: bool = False) -> float | None:
+        """Upper bound of what one request for this article costs, on line or in a batch, US dollars; None: not known."""
         ...
 
     async def ask(self, article: str, timeout_s: float) -> TeacherReply:
@@ -102,6 +106,7 @@ class Teacher(Protocol):
 
         Raises:
             TryAgain: it failed, and may succeed later.
+            RowRefused: this article is refused for good; others may be answered.
             TeacherRefused: it was refused for good, and every other one would be.
         """
         ...

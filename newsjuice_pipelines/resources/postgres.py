@@ -34,6 +34,7 @@ CONNECTION_DEFAULTS: dict[str, str | int] = {
     "keepalives_idle": 30,
     "keepalives_interval": 10,
     "keepalives_count": 3,
+    "tcp_user_timeout": 60_000,
 }
 
 
@@ -192,6 +193,7 @@ class ArticleDatabase(dg.ConfigurableResource):
             try:
                 # Not as a start-up option: connection poolers refuse those, and it would replace the ones in the URL.
                 connection.execute("SELECT set_config('statement_timeout', %s, false)", (f"{self.statement_timeout_s}s",))
+                connection.execute("SELECT set_config('TimeZone', 'UTC', false)")  # a day is the same day everywhere
                 connection.commit()
                 connection.read_only = True
                 yield connection

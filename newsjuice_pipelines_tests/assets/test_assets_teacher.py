@@ -1,6 +1,5 @@
 """The asset `teacher_scripts` as Dagster runs it: the paid teacher against a local server, on an embedded PostgreSQL."""
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ import dagster as dg
 import pytest
 
 from newsjuice_pipelines.assets.podcast import article_chunks, teacher_scripts
-from newsjuice_pipelines.benchmarks.gemini_answers import error_answer, script_answer
+from newsjuice_pipelines.benchmarks.gemini_answers import Answer, error_answer, script_answer
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer
 from newsjuice_pipelines.definitions import build_resources
 from newsjuice_pipelines.resources.vertex import VertexAI
@@ -26,7 +25,7 @@ class WithToken(VertexAI):
     def client_factory(self, credentials: Any = None) -> Any:
         from google.oauth2.credentials import Credentials
 
-        return super().client_factory(Credentials("token"))
+        return super().client_factory(Credentials("ya29.a-secret-token"))
 
 
 @pytest.fixture(scope="module")
@@ -146,11 +145,32 @@ def test_a_budget_that_is_reached_keeps_what_is_done_and_fails_the_check(pipelin
     assert len(gemini.received) == 48
 
 
-def test_the_token_is_nowhere_in_what_dagster_keeps(pipeline: Pipeline, gemini: GeminiServer) -> None:
+def test_the_token_is_nowhere_in_what_dagster_keeps(
+    pipeline: Pipeline, gemini: GeminiServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quoting = Answer(401, {"error": {"code": 401, "status": "UNAUTHENTICATED", "message": "Bearer ya29.a-secret-token is wrong"}})
+    gemini.always(quoting)
     result = pipeline(max_output_tokens=900)
-    kept = json.dumps([event.to_string() if hasattr(event, "to_string") else str(event) for event in result.all_events])
-    assert "Bearer" not in kept
-    assert "Credentials" not in kept
+    assert not result.success
+    assert gemini.received
+    kept = "".join(f"{event.message} {event.event_specific_data}" for event in result.all_events)
+    printed = capfd.readouterr()
+    assert "UNAUTHENTICATED" in kept
+    assert "a-secret-token" not in kept + printed.out + printed.err
+
+
+def test_other_replies_make_another_table(pipeline: Pipeline, gemini: GeminiServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline(max_output_tokens=950)
+    other = "Welcome to the programme. There is news from the town, and people are talking about it today. Thanks for listening."
+    gemini.always(script_answer(other))
+    from newsjuice_pipelines.podcast.ledger import Ledger
+
+    with monkeypatch.context() as emptied:
+        emptied.setattr(Ledger, "find", lambda self, keys: {})
+        emptied.setattr(Ledger, "claim", lambda self, keys, *rest: set(keys))
+        emptied.setattr(Ledger, "store", lambda self, replies, *rest: dict(replies))
+        assert pipeline(max_output_tokens=950).success
+    assert not pipeline.metadata()["reused"]
 
 
 def test_an_unknown_teacher_is_named(pipeline: Pipeline) -> None:

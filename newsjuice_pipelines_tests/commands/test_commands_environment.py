@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from newsjuice_pipelines.commands.environment import collection_name, prepare_environment
-from newsjuice_pipelines.settings import load_settings
+from newsjuice_pipelines.settings import Settings, load_settings
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -75,3 +77,14 @@ def test_a_secret_is_not_shown_with_the_settings() -> None:
     os.environ["NEWSJUICE_DATABASE_URL"] = "postgresql://u:hidden-word@host/db"
 
     assert "hidden-word" not in repr(load_settings())
+
+
+def test_the_example_file_lists_every_setting() -> None:
+    text = (PROJECT / ".env.example").read_text(encoding="utf-8")
+    assert [name for name in Settings.model_fields if f"NEWSJUICE_{name.upper()}=" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["a.b.c", "a..b", ""])
+def test_a_table_name_that_cannot_be_one_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    with pytest.raises(ValueError, match=r"public\.chunks_vector"):
+        Settings(chunks_table=name)

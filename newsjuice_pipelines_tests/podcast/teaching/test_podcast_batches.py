@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,13 @@ import pytest
 
 from newsjuice_pipelines.benchmarks.gemini_answers import Answer, error_answer
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig
-from newsjuice_pipelines.podcast.asking import AskingConfig
-from newsjuice_pipelines.podcast.batches import BatchConfig
+from newsjuice_pipelines.podcast.batches import BatchConfig, BatchState
 from newsjuice_pipelines.podcast.gemini import GeminiTeacher
 from newsjuice_pipelines.podcast.gemini_batch import GeminiBatches
-from newsjuice_pipelines.podcast.ledger import Ledger
-from newsjuice_pipelines.podcast.teacher import TeacherRefused, request_key
-from newsjuice_pipelines.podcast.teacher_run import ScriptRun, write_scripts
+from newsjuice_pipelines.podcast.ledger import Ledger, batch_owner, run_owner
+from newsjuice_pipelines.podcast.pacing import AskingConfig
+from newsjuice_pipelines.podcast.teacher import TeacherRefused, TryAgain, request_key
+from newsjuice_pipelines.podcast.teacher_run import ScriptRun, plan_scripts, write_scripts
 
 Chunks = Callable[[int], pd.DataFrame]
 Write = Callable[..., ScriptRun]
@@ -40,6 +41,12 @@ def write(gemini: GeminiServer, gemini_teacher: GeminiTeacher, ledger: Ledger, t
         return write_scripts(chunks, gemini_teacher, ledger, asking, config, lambda folder: batches(gemini_teacher, folder))
 
     return run
+
+
+@pytest.fixture
+def makers_are_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs of a test are one process; take each for killed when it is over."""
+    monkeypatch.setattr("newsjuice_pipelines.podcast.batches.is_dead", lambda owner: True)
 
 
 def online_requests(server: GeminiServer) -> int:
@@ -98,7 +105,7 @@ def test_a_run_that_was_killed_while_its_job_ran_is_continued_by_the_next(
     assert ledger.open_batches("gemini-3.1-flash-lite", "v1") == []
 
 
-def test_a_job_of_other_rows_is_collected_too(
+def test_a_job_of_other_rows_is_collected_when_it_is_over_and_not_charged(
     gemini: GeminiServer, write: Write, gemini_teacher: GeminiTeacher, ledger: Ledger, chunks_of: Chunks
 ) -> None:
     class KilledWhileWaiting(GeminiBatches):
@@ -107,13 +114,115 @@ def test_a_job_of_other_rows_is_collected_too(
 
     with pytest.raises(Killed):
         write(chunks_of(4), KilledWhileWaiting)
-    write(chunks_of(8).tail(2), mode="online")
+    time.sleep(0.3)
+    assert write(chunks_of(8).tail(2), mode="online", max_budget_usd=1.0).facts["batch_most_usd"] == 0
     keys = [request_key(gemini_teacher, text) for text in chunks_of(4)["text"]]
     assert ledger.find(keys).keys() == set(keys)
 
 
-def test_a_job_whose_name_was_lost_is_found_again_and_not_made_twice(
+def test_a_job_of_other_rows_that_still_runs_is_not_waited_for(
+    gemini: GeminiServer, write: Write, ledger: Ledger, chunks_of: Chunks
+) -> None:
+    class KilledWhileWaiting(GeminiBatches):
+        async def state(self, job: str) -> Any:
+            raise Killed
+
+    gemini.config = ServerConfig(batch_running_s=60.0)
+    with pytest.raises(Killed):
+        write(chunks_of(4), KilledWhileWaiting)
+    assert write(chunks_of(8).tail(2), mode="online").scripts["mode"].tolist() == ["online"] * 2
+    assert len(ledger.open_batches("gemini-3.1-flash-lite", "v1")) == 1
+
+
+def test_a_job_that_another_run_is_making_is_left_to_it(
+    gemini: GeminiServer, write: Write, gemini_teacher: GeminiTeacher, ledger: Ledger, chunks_of: Chunks
+) -> None:
+    keys = [request_key(gemini_teacher, text) for text in chunks_of(4)["text"]]
+    ledger.record_batch("newsjuice-1", "gemini-3.1-flash-lite", "v1", "folder", run_owner())
+    ledger.claim(keys, batch_owner("newsjuice-1"), 60.0, "gemini-3.1-flash-lite", "v1")
+    write(chunks_of(6).tail(2), mode="online")
+    assert ledger.claims_of(batch_owner("newsjuice-1")) == sorted(keys)
+
+
+@pytest.mark.parametrize("lost", ["job", "keys"])
+def test_a_job_that_cannot_be_read_any_more_leaves_its_rows_to_on_line_requests(
+    gemini: GeminiServer, write: Write, chunks_of: Chunks, tmp_path: Path, lost: str
+) -> None:
+    class KilledWhileWaiting(GeminiBatches):
+        async def state(self, job: str) -> Any:
+            raise Killed
+
+    with pytest.raises(Killed):
+        write(chunks_of(4), KilledWhileWaiting)
+    if lost == "job":
+        gemini.jobs.jobs.clear()
+    else:
+        next(tmp_path.rglob("keys.json")).unlink()
+    assert write(chunks_of(4), mode="online").scripts["mode"].tolist() == ["online"] * 4
+
+
+def test_a_job_that_does_not_end_when_it_is_cancelled_is_given_up(
+    gemini: GeminiServer, write: Write, chunks_of: Chunks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NeverEnding(GeminiBatches):
+        async def state(self, job: str) -> BatchState:
+            return BatchState("waiting")
+
+    monkeypatch.setattr("newsjuice_pipelines.podcast.batches.CANCELLING_S", 0.2)
+    gemini.config = ServerConfig(batch_running_s=60.0)
+    run = write(chunks_of(4), NeverEnding, batch_wait_h=0.0)
+    assert run.scripts["status"].tolist() == ["ok"] * 4
+
+
+def test_a_service_that_cannot_say_how_a_job_stands_is_asked_again_later(
     gemini: GeminiServer, write: Write, chunks_of: Chunks
+) -> None:
+    looks = 0
+
+    class Cloudy(GeminiBatches):
+        async def state(self, job: str) -> BatchState:
+            nonlocal looks
+            looks += 1
+            if looks < 9:
+                raise TryAgain("503 UNAVAILABLE")
+            return await super().state(job)
+
+    assert set(write(chunks_of(4), Cloudy).scripts["mode"]) == {"batch"}
+
+
+def test_a_dry_run_prices_the_batch_and_leaves_out_what_is_under_way(
+    gemini: GeminiServer, write: Write, gemini_teacher: GeminiTeacher, ledger: Ledger, chunks_of: Chunks
+) -> None:
+    class KilledWhileWaiting(GeminiBatches):
+        async def state(self, job: str) -> Any:
+            raise Killed
+
+    with pytest.raises(Killed):
+        write(chunks_of(4), KilledWhileWaiting)
+    batch = BatchConfig(mode="batch", batch_folder="gs://bucket/x")
+    plans = [
+        plan_scripts(chunks_of(10), gemini_teacher, ledger, AskingConfig(max_budget_usd=0.01), mode) for mode in (batch, None)
+    ]
+    assert [(plan.calls, plan.in_batches) for plan in plans] == [(6, 4), (6, 4)]
+    assert plans[0].most_usd == pytest.approx((plans[1].most_usd or 0) / 2)
+    assert plans[0].within_budget is not None
+    assert plans[1].within_budget is not None
+    assert 0 < plans[1].within_budget <= plans[0].within_budget <= 6
+
+
+def test_a_budget_needs_a_price_in_batch_mode_too(
+    gemini: GeminiServer, ledger: Ledger, chunks_of: Chunks, tmp_path: Path
+) -> None:
+    teacher = GeminiTeacher(gemini.client, "gemini-of-tomorrow")
+    config = BatchConfig(mode="batch", batch_folder=str(tmp_path))
+    asking = replace(ASKING, max_budget_usd=5.0)
+    with pytest.raises(ValueError, match="price of gemini-of-tomorrow is not known"):
+        write_scripts(chunks_of(3), teacher, ledger, asking, config, lambda folder: GeminiBatches(teacher, folder))
+    assert not gemini.jobs.jobs
+
+
+def test_a_job_whose_name_was_lost_is_found_again_and_not_made_twice(
+    gemini: GeminiServer, write: Write, chunks_of: Chunks, makers_are_dead: None
 ) -> None:
     class KilledBehindSubmit(GeminiBatches):
         async def submit(self, name: str, articles: Any) -> str:
@@ -126,7 +235,9 @@ def test_a_job_whose_name_was_lost_is_found_again_and_not_made_twice(
     assert len(gemini.jobs.jobs) == 1
 
 
-def test_a_job_that_was_never_made_frees_its_rows(gemini: GeminiServer, write: Write, chunks_of: Chunks) -> None:
+def test_a_job_that_was_never_made_frees_its_rows(
+    gemini: GeminiServer, write: Write, chunks_of: Chunks, makers_are_dead: None
+) -> None:
     class KilledBeforeSubmit(GeminiBatches):
         async def submit(self, name: str, articles: Any) -> str:
             raise Killed

@@ -25,7 +25,7 @@ from newsjuice_pipelines.benchmarks.gemini_answers import (
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig, local_client
 from newsjuice_pipelines.podcast.gemini import GeminiConfig, GeminiTeacher, most_prompt_tokens
 from newsjuice_pipelines.podcast.prompts import UnknownPromptVersion
-from newsjuice_pipelines.podcast.teacher import TeacherRefused, TeacherReply, TryAgain, request_key
+from newsjuice_pipelines.podcast.teacher import RowRefused, TeacherRefused, TeacherReply, TryAgain, request_key
 
 ARTICLE = "Rain fell on Tuesday."
 
@@ -160,14 +160,19 @@ def test_a_page_of_a_proxy_with_an_error_status_may_pass(server: GeminiServer) -
     assert "502" in str(failure_of(server, page))
 
 
+@pytest.mark.parametrize(("code", "status"), [(400, "INVALID_ARGUMENT"), (413, "TOO_LARGE")])
+def test_a_request_that_is_wrong_is_refused_for_its_row(server: GeminiServer, code: int, status: str) -> None:
+    with pytest.raises(RowRefused, match=f"{status}.*settings"):
+        reply_to(server, error_answer(code, status))
+    assert len(server.received) == 1
+
+
 @pytest.mark.parametrize(
     ("code", "status", "advice"),
     [
-        (400, "INVALID_ARGUMENT", "settings"),
         (401, "UNAUTHENTICATED", "credentials"),
         (403, "PERMISSION_DENIED", "right to call Vertex AI"),
         (404, "NOT_FOUND", "NEWSJUICE_GEMINI_MODEL"),
-        (413, "TOO_LARGE", "does not accept"),
     ],
 )
 def test_a_permanent_error_is_refused_after_exactly_one_call(server: GeminiServer, code: int, status: str, advice: str) -> None:

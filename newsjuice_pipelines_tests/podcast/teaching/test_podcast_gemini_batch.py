@@ -203,9 +203,14 @@ def test_a_creation_without_an_answer_may_have_made_the_job(server: GeminiServer
     assert len(server.jobs.jobs) == 1
 
 
-def test_an_unknown_job_is_refused(server: GeminiServer, tmp_path: Path) -> None:
-    with pytest.raises(TeacherRefused, match="no such batch job"):
-        run(server, tmp_path, lambda batches: batches.state("projects/P/locations/L/batchPredictionJobs/7"))
+def test_a_job_that_the_service_does_not_know_any_more_has_failed(server: GeminiServer, tmp_path: Path) -> None:
+    async def work(batches: GeminiBatches) -> tuple[BatchState, dict[str, TeacherReply]]:
+        job = "projects/P/locations/L/batchPredictionJobs/7"
+        return await batches.state(job), await batches.replies("job-1", job)
+
+    state, replies = run(server, tmp_path, work)
+    assert (state.state, replies) == ("failed", {})
+    assert "does not know this job" in (state.error or "")
 
 
 def test_a_local_folder_is_refused_on_the_real_service_before_anything_is_written(tmp_path: Path) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import socket
+import logging
 import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import psycopg
@@ -15,7 +15,7 @@ import pytest
 
 from newsjuice_pipelines.database.embedded import start_embedded
 from newsjuice_pipelines.database.migrate import migrate
-from newsjuice_pipelines.podcast.ledger import Ledger, LedgerUnavailable, run_owner
+from newsjuice_pipelines.podcast.ledger import Ledger, LedgerUnavailable, batch_owner, run_owner
 from newsjuice_pipelines.podcast.teacher import TeacherReply
 
 REPLY = TeacherReply(
@@ -106,12 +106,24 @@ def test_released_claims_are_free_for_others(ledger: Ledger) -> None:
 def test_claims_of_a_killed_process_of_this_host_are_free_at_once(ledger: Ledger) -> None:
     code = "from newsjuice_pipelines.podcast.ledger import run_owner; print(run_owner())"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    pid_taken_over = f"{socket.gethostname()}/{os.getpid()}/1.00/x"
-    for key, owner in {"a": dead, "b": run_owner(), "c": "otherhost/1/1.00/x", "d": pid_taken_over}.items():
+    alive = run_owner()
+    host, process, run = alive.split("/")
+    boot, namespace, pid, started = process.split(":")
+    owners = {
+        "dead": dead,
+        "alive": alive,
+        "pid taken over": f"{host}/{boot}:{namespace}:{pid}:{int(started) - 1}/{run}",
+        "another host": f"x{host}/{boot}:{namespace}:1:1/{run}",
+        "another container": f"{host}/{boot}:{int(namespace) + 1}:1:1/{run}",
+        "before the last boot": f"{host}/x{boot}:{namespace}:1:1/{run}",
+        "another system": f"{host}/unknown/{run}",
+        "a batch": batch_owner("newsjuice-1"),
+    }
+    for key, owner in owners.items():
         claim(ledger, key, owner=owner)
 
     assert ledger.release_dead_owners() == 2
-    assert claim(ledger, "a", "b", "c", "d", owner="next") == {"a", "d"}
+    assert claim(ledger, *owners, owner="next") == {"dead", "pid taken over"}
 
 
 def test_two_runs_of_one_process_are_two_owners() -> None:
@@ -137,6 +149,51 @@ def test_runs_that_claim_at_once_never_share_a_key(ledger_url: str) -> None:
     assert sorted(key for some in claimed.values() for key in some) == sorted(keys)
 
 
+def test_runs_that_claim_renew_and_release_at_once_never_wait_for_each_other_in_a_ring(
+    ledger_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    keys = [f"k{number}" for number in range(400)]
+
+    def work(owner: str) -> None:
+        mine = Ledger(lambda: psycopg.connect(ledger_url))
+        for _ in range(15):
+            claim(mine, *keys, owner=owner, lease_s=0)
+            mine.renew(owner, 0)
+            mine.release(owner)
+        mine.close()
+
+    threads = [threading.Thread(target=work, args=(f"owner{number}",)) for number in range(3)]
+    with caplog.at_level(logging.WARNING, logger="newsjuice.podcast"):
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert not caplog.records
+
+
+def test_verdicts_are_added_to_answers_and_to_nothing_else(ledger: Ledger) -> None:
+    store(ledger, k1=REPLY)
+    claim(ledger, "k2")
+    judged = replace(REPLY, judged_by="rules-1", problem="too_long")
+    ledger.store_verdicts({"k1": judged, "k2": judged, "k3": judged})
+    assert ledger.find(["k1", "k2", "k3"]) == {"k1": judged}
+
+
+def test_a_stand_by_that_is_still_read_only_is_waited_for(ledger_url: str) -> None:
+    asked = 0
+
+    def connect() -> psycopg.Connection:
+        nonlocal asked
+        asked += 1
+        options = "-c default_transaction_read_only=on" if asked == 1 else ""
+        return psycopg.connect(ledger_url, options=options)
+
+    ledger = Ledger(connect, outage_s=20)
+    store(ledger, k1=REPLY)
+    assert asked == 2
+    assert ledger.find(["k1"]) == {"k1": REPLY}
+
+
 def test_spending_can_be_read_by_day_and_model(ledger: Ledger, ledger_url: str) -> None:
     paid = TeacherReply("A script.", "ok", "STOP", input_tokens=10, output_tokens=5, thought_tokens=0, cost_usd=0.25)
     store(ledger, k1=paid, k2=paid, k3=REPLY)
@@ -144,14 +201,16 @@ def test_spending_can_be_read_by_day_and_model(ledger: Ledger, ledger_url: str) 
     with psycopg.connect(ledger_url) as connection:
         query = "SELECT model, status, replies, input_tokens, cost_usd::float, replies_without_cost FROM newsjuice.teacher_spend"
         assert connection.execute(query).fetchall() == [("model", "ok", 3, 320, 0.5, 1)]
-    assert ledger.history("model", "v1").cost_usd == pytest.approx(0.25)
+    assert ledger.mean_cost_usd("model", "v1", "online") == pytest.approx(0.25)
+    assert ledger.mean_cost_usd("model", "v1", "batch") is None
 
 
 def test_batch_jobs_are_remembered_until_they_are_collected(ledger: Ledger) -> None:
-    ledger.record_batch("n1", "model", "v1", "gs://b/f", None)
-    ledger.record_batch("n1", "model", "v1", "gs://b/f", "jobs/1")
+    ledger.record_batch("n1", "model", "v1", "gs://b/f", "me")
+    assert ledger.open_batches("model", "v1")[0].job is None
+    ledger.name_batch("n1", "jobs/1")
     (batch,) = ledger.open_batches("model", "v1")
-    assert (batch.name, batch.folder, batch.job) == ("n1", "gs://b/f", "jobs/1")
+    assert (batch.name, batch.folder, batch.made_by, batch.job) == ("n1", "gs://b/f", "me", "jobs/1")
     assert 0 <= batch.age_s < 60
     ledger.forget_batch("n1")
     assert ledger.open_batches("model", "v1") == []

@@ -18,9 +18,9 @@ import pytest
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig
 from newsjuice_pipelines.database.embedded import start_embedded
 from newsjuice_pipelines.database.migrate import migrate
-from newsjuice_pipelines.podcast.asking import AskingConfig
 from newsjuice_pipelines.podcast.gemini import GeminiTeacher
 from newsjuice_pipelines.podcast.ledger import Ledger
+from newsjuice_pipelines.podcast.pacing import AskingConfig
 from newsjuice_pipelines.podcast.teacher_run import write_scripts
 from newsjuice_pipelines.podcast.teacher_table import read_teacher_csv
 
@@ -34,7 +34,7 @@ import sys
 from pathlib import Path
 import pandas as pd, psycopg
 from newsjuice_pipelines.benchmarks.gemini_server import local_client
-from newsjuice_pipelines.podcast.asking import AskingConfig
+from newsjuice_pipelines.podcast.pacing import AskingConfig
 from newsjuice_pipelines.podcast.gemini import GeminiTeacher
 from newsjuice_pipelines.podcast.ledger import Ledger
 from newsjuice_pipelines.podcast.teacher_run import write_scripts
@@ -43,7 +43,8 @@ from newsjuice_pipelines.podcast.teacher_table import write_teacher_csv
 ledger_url, server_url, chunks, out = sys.argv[1:]
 teacher = GeminiTeacher(lambda: local_client(server_url), "gemini-3.1-flash-lite")
 config = AskingConfig(max_concurrency={AT_ONCE}, start_concurrency={AT_ONCE}, lease_s=3)
-print("started", flush=True)
+print("ready", flush=True)
+sys.stdin.readline()
 run = write_scripts(pd.read_parquet(chunks), teacher, Ledger(lambda: psycopg.connect(ledger_url)), config)
 write_teacher_csv(run.scripts, Path(out))
 """
@@ -56,16 +57,28 @@ class Runs:
         self.folder, self.ledger_url, self.server = folder, ledger_url, server
         chunks.to_parquet(folder / "chunks.parquet")
 
-    def start(self, name: str) -> subprocess.Popen[str]:
+    def ready(self, name: str) -> subprocess.Popen[str]:
+        """A run that has loaded everything and waits for a line."""
         (self.folder / name).mkdir()
         arguments = [self.ledger_url, self.server.url, str(self.folder / "chunks.parquet"), str(self.folder / name)]
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM, *arguments], stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, "-c", PROGRAM, *arguments]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
+        assert process.stdout.readline() == "ready\n"
         return process
+
+    def start(self, name: str) -> subprocess.Popen[str]:
+        return go(self.ready(name))
 
     def scripts(self, name: str) -> pd.DataFrame:
         return read_teacher_csv([self.folder / name])
+
+
+def go(process: subprocess.Popen[str]) -> subprocess.Popen[str]:
+    assert process.stdin is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return process
 
 
 @pytest.fixture
@@ -99,7 +112,7 @@ def test_a_run_that_is_killed_again_and_again_pays_twice_for_nothing_but_the_cal
 
 
 def test_two_runs_at_once_share_the_work_and_pay_for_no_key_twice(runs: Runs, gemini: GeminiServer) -> None:
-    together = [runs.start("one"), runs.start("two")]
+    together = [go(process) for process in [runs.ready("one"), runs.ready("two")]]
     assert [process.wait(60) for process in together] == [0, 0]
 
     assert [entry["worked"] for entry in gemini.stats()["prompts"].values()] == [1] * ROWS

@@ -2,7 +2,7 @@
 -- and the row's lock decides between two runs that want it at once.
 ALTER TABLE newsjuice.teacher_ledger ALTER COLUMN reply DROP NOT NULL;
 ALTER TABLE newsjuice.teacher_ledger
-    ADD COLUMN claimed_by text,           -- the run that asks or asked: host/pid/start, or batch/NAME
+    ADD COLUMN claimed_by text,           -- the run that asks or asked, or batch/NAME
     ADD COLUMN leased_until timestamptz,
     ADD COLUMN answered_at timestamptz;
 
@@ -26,6 +26,7 @@ CREATE TABLE newsjuice.teacher_batches (
     model text NOT NULL,
     prompt_version text NOT NULL,
     folder text NOT NULL,                 -- where its requests and replies are
+    made_by text NOT NULL,                -- the run that makes or made it
     job text,                             -- the service's name of the job; NULL until it is known
     created_at timestamptz NOT NULL DEFAULT now()
 );
