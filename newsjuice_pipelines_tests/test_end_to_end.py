@@ -96,6 +96,17 @@ def test_one_command_materialises_every_asset_and_prints_the_results(
 
 
 @pytest.mark.end_to_end
+def test_a_dry_run_takes_the_configuration_of_the_whole_run_and_writes_nothing(
+    home: Home, first_run: subprocess.CompletedProcess[str]
+) -> None:
+    before = home.versions()
+    done = home("run", "--dry-run", "--sample", "14", "--config", str(home.config))
+    assert done.returncode == 0, done.stderr
+    assert "Dry run: No call would be made: 14 answers are in the ledger." in done.stderr
+    assert home.versions() == before
+
+
+@pytest.mark.end_to_end
 def test_a_second_run_reuses_everything(home: Home, first_run: subprocess.CompletedProcess[str]) -> None:
     before = home.versions()
 

@@ -31,7 +31,7 @@ ARTICLE_WORDS = 200
 
 
 def run(
-    *, rows: int = 2000, latency_s: float = 0.75, concurrency: int = 64, repeats: int = 3, loop_calls: int = 40
+    *, rows: int = 2000, latency_s: float = 0.75, concurrency: int = 64, repeats: int = 3, loop_calls: int = 20
 ) -> dict[str, Any]:
     """Ask for `rows` scripts `repeats` times, each time with a fresh ledger, and measure the loop on `loop_calls` calls between.
 

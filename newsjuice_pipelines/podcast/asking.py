@@ -24,6 +24,7 @@ from newsjuice_pipelines.runtime.progress import Progress, format_duration
 logger = logging.getLogger("newsjuice.podcast")
 
 FORECAST_ANSWERS = 20
+ON_THE_WAY = 0.25  # answers that may be on their way into the ledger, as a part of the concurrency; a kill loses them too
 FAILURES_IN_A_ROW = 10
 REFUSED_ROWS = 3  # before anything was answered
 _SDK_GRACE_S = 5.0  # beyond the request's own timeout, in case the library does not keep it
@@ -341,7 +342,8 @@ class Asking:
         self._elsewhere |= dict.fromkeys(rows.keys() - claimed, 0.0)
 
     def _has_room(self) -> bool:
-        return len(self._running) + self._uncommitted < self._concurrency.limit
+        under_way, limit = len(self._running), self._concurrency.limit
+        return under_way < limit and under_way + self._uncommitted < (1 + ON_THE_WAY) * limit
 
     def _pace_s(self, now: float) -> float:
         return max(self._requests.wait_s(now), self._tokens.wait_s(now), self._paused_until - now, 0.0)

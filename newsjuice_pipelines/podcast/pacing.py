@@ -15,7 +15,7 @@ class AskingConfig:
 
     max_concurrency: int = 64
     """Most requests under way at once."""
-    start_concurrency: int = 8
+    start_concurrency: int = 16
     """Requests under way at the start; grows while all is clean, and halves when the service says 429."""
     requests_per_minute: int = 0
     """Most requests a minute, evenly spread; 0 leaves the pace to the service."""
