@@ -6,6 +6,7 @@ One coroutine decides everything, and requests are its only tasks, so that no lo
 from __future__ import annotations
 
 import asyncio
+import gc
 import heapq
 import logging
 import random
@@ -24,7 +25,7 @@ from newsjuice_pipelines.runtime.progress import Progress, format_duration
 logger = logging.getLogger("newsjuice.podcast")
 
 FORECAST_ANSWERS = 20
-ON_THE_WAY = 0.25  # answers that may be on their way into the ledger, as a part of the concurrency; a kill loses them too
+ON_THE_WAY = 0.5  # answers that may be on their way into the ledger, as a part of the concurrency; a kill loses them too
 FAILURES_IN_A_ROW = 10
 REFUSED_ROWS = 3  # before anything was answered
 _SDK_GRACE_S = 5.0  # beyond the request's own timeout, in case the library does not keep it
@@ -112,6 +113,7 @@ class Asking:
         self._answers = Answers()
         self._progress = Progress(f"teacher {self._teacher.model}", len(articles), "scripts")
         started = self._clock()
+        gc.freeze()  # all that was loaded before need not be looked through again while requests wait
         try:
             await self._desk.open()
             await self._ask_all()
@@ -119,6 +121,7 @@ class Asking:
             self._desk.give_up()
             raise
         finally:
+            gc.unfreeze()
             for task in (*self._running, *([self._saving] if self._saving else [])):
                 task.cancel()
             await self._desk.close()
