@@ -31,6 +31,13 @@ class Killed(BaseException):
     """The process is gone."""
 
 
+class KilledWhileWaiting(GeminiBatches):
+    """Its run is killed when the job is made."""
+
+    async def state(self, job: str) -> Any:
+        raise Killed
+
+
 @pytest.fixture
 def write(gemini: GeminiServer, gemini_teacher: GeminiTeacher, ledger: Ledger, tmp_path: Path) -> Write:
     gemini.config = ServerConfig(batch_running_s=0.2)
@@ -93,10 +100,6 @@ def test_a_failed_job_leaves_its_rows_to_on_line_requests(gemini: GeminiServer, 
 def test_a_run_that_was_killed_while_its_job_ran_is_continued_by_the_next(
     gemini: GeminiServer, write: Write, ledger: Ledger, chunks_of: Chunks
 ) -> None:
-    class KilledWhileWaiting(GeminiBatches):
-        async def state(self, job: str) -> Any:
-            raise Killed
-
     with pytest.raises(Killed):
         write(chunks_of(8), KilledWhileWaiting)
     run = write(chunks_of(8), mode="online")
@@ -108,10 +111,6 @@ def test_a_run_that_was_killed_while_its_job_ran_is_continued_by_the_next(
 def test_a_job_of_other_rows_is_collected_when_it_is_over_and_not_charged(
     gemini: GeminiServer, write: Write, gemini_teacher: GeminiTeacher, ledger: Ledger, chunks_of: Chunks
 ) -> None:
-    class KilledWhileWaiting(GeminiBatches):
-        async def state(self, job: str) -> Any:
-            raise Killed
-
     with pytest.raises(Killed):
         write(chunks_of(4), KilledWhileWaiting)
     time.sleep(0.3)
@@ -123,10 +122,6 @@ def test_a_job_of_other_rows_is_collected_when_it_is_over_and_not_charged(
 def test_a_job_of_other_rows_that_still_runs_is_not_waited_for(
     gemini: GeminiServer, write: Write, ledger: Ledger, chunks_of: Chunks
 ) -> None:
-    class KilledWhileWaiting(GeminiBatches):
-        async def state(self, job: str) -> Any:
-            raise Killed
-
     gemini.config = ServerConfig(batch_running_s=60.0)
     with pytest.raises(Killed):
         write(chunks_of(4), KilledWhileWaiting)
@@ -148,10 +143,6 @@ def test_a_job_that_another_run_is_making_is_left_to_it(
 def test_a_job_that_cannot_be_read_any_more_leaves_its_rows_to_on_line_requests(
     gemini: GeminiServer, write: Write, chunks_of: Chunks, tmp_path: Path, lost: str
 ) -> None:
-    class KilledWhileWaiting(GeminiBatches):
-        async def state(self, job: str) -> Any:
-            raise Killed
-
     with pytest.raises(Killed):
         write(chunks_of(4), KilledWhileWaiting)
     if lost == "job":
@@ -193,10 +184,6 @@ def test_a_service_that_cannot_say_how_a_job_stands_is_asked_again_later(
 def test_a_dry_run_prices_the_batch_and_leaves_out_what_is_under_way(
     gemini: GeminiServer, write: Write, gemini_teacher: GeminiTeacher, ledger: Ledger, chunks_of: Chunks
 ) -> None:
-    class KilledWhileWaiting(GeminiBatches):
-        async def state(self, job: str) -> Any:
-            raise Killed
-
     with pytest.raises(Killed):
         write(chunks_of(4), KilledWhileWaiting)
     batch = BatchConfig(mode="batch", batch_folder="gs://bucket/x")
