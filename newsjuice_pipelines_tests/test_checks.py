@@ -18,8 +18,8 @@ from newsjuice_pipelines.classification import decision as classifier_decision
 from newsjuice_pipelines.classification.huffpost import load_huffpost
 from newsjuice_pipelines.commands.run import RunFailed, Stage, _materialize
 from newsjuice_pipelines.definitions import build_defs, build_resources
-from newsjuice_pipelines.podcast import decision as podcast_decision
-from newsjuice_pipelines.podcast.chunks import ChunkSample, ChunkSampling, sample_chunks
+from newsjuice_pipelines.podcast.judging import decision as podcast_decision
+from newsjuice_pipelines.podcast.sampling.chunks import ChunkSample, ChunkSampling, sample_chunks
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.runtime.artifacts import ArtifactStore
 from newsjuice_pipelines.settings import load_settings

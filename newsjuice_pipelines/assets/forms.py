@@ -5,15 +5,15 @@ from pydantic import Field
 from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, launchpad_config, override_config
 from newsjuice_pipelines.classification.finetune import ClassifierConfig
 from newsjuice_pipelines.classification.split import SplitConfig
-from newsjuice_pipelines.podcast.batches import BatchConfig
-from newsjuice_pipelines.podcast.chunks import ChunkSampling
-from newsjuice_pipelines.podcast.dataset import DatasetConfig
-from newsjuice_pipelines.podcast.finetune import PRESETS, FinetuneConfig
-from newsjuice_pipelines.podcast.gemini import GeminiConfig
-from newsjuice_pipelines.podcast.pacing import AskingConfig
-from newsjuice_pipelines.podcast.prompts import PROMPT_VERSIONS
-from newsjuice_pipelines.podcast.scripts import GenerationConfig
-from newsjuice_pipelines.podcast.tiny_model import TinyConfig
+from newsjuice_pipelines.podcast.judging.scripts import GenerationConfig
+from newsjuice_pipelines.podcast.sampling.chunks import ChunkSampling
+from newsjuice_pipelines.podcast.teaching.batches import BatchConfig
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiConfig
+from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
+from newsjuice_pipelines.podcast.teaching.prompts import PROMPT_VERSIONS
+from newsjuice_pipelines.podcast.training.dataset import DatasetConfig
+from newsjuice_pipelines.podcast.training.finetune import PRESETS, FinetuneConfig
+from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig
 
 ChunkForm = launchpad_config(ChunkSampling)
 DatasetForm = launchpad_config(DatasetConfig)

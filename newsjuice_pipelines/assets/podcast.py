@@ -24,12 +24,14 @@ from newsjuice_pipelines.checks.podcast import (
 from newsjuice_pipelines.checks.result import as_result
 from newsjuice_pipelines.database.read import read_articles
 from newsjuice_pipelines.demo import DEMO_HEADLINES
-from newsjuice_pipelines.podcast import base_model as base_models
-from newsjuice_pipelines.podcast import chunks, dataset, teacher_report, teacher_run, teacher_table, tiny_model
-from newsjuice_pipelines.podcast.batches import BatchConfig, BatchService
-from newsjuice_pipelines.podcast.extractive import ExtractiveTeacher
-from newsjuice_pipelines.podcast.pacing import AskingConfig
-from newsjuice_pipelines.podcast.teacher import Teacher
+from newsjuice_pipelines.podcast.sampling import chunks
+from newsjuice_pipelines.podcast.teaching import teacher_report, teacher_run, teacher_table
+from newsjuice_pipelines.podcast.teaching.batches import BatchConfig, BatchService
+from newsjuice_pipelines.podcast.teaching.extractive import ExtractiveTeacher
+from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
+from newsjuice_pipelines.podcast.teaching.teacher import Teacher
+from newsjuice_pipelines.podcast.training import base_model as base_models
+from newsjuice_pipelines.podcast.training import dataset, tiny_model
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase, TeacherLedger
 from newsjuice_pipelines.resources.vertex import VertexAI
@@ -147,8 +149,8 @@ def _teacher(config: TeacherForm, vertex: VertexAI) -> tuple[Teacher, Callable[[
         return ExtractiveTeacher(), None
     if name != "gemini":
         raise ValueError(f"there is no teacher {name!r}: use `extractive` or `gemini`.")
-    from newsjuice_pipelines.podcast.gemini import GeminiConfig, GeminiTeacher
-    from newsjuice_pipelines.podcast.gemini_batch import GeminiBatches
+    from newsjuice_pipelines.podcast.teaching.gemini import GeminiConfig, GeminiTeacher
+    from newsjuice_pipelines.podcast.teaching.gemini_batch import GeminiBatches
 
     model = config.gemini_model or settings.gemini_model
     gemini = GeminiTeacher(vertex.client_factory(), model, config.prompt_version, from_form(config, GeminiConfig))

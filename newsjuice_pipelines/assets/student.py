@@ -11,8 +11,10 @@ from newsjuice_pipelines.assets.podcast import GROUP, OWNERS, base_model, studen
 from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
-from newsjuice_pipelines.podcast import decision, finetune, merge, report, scripts, teacher_table
 from newsjuice_pipelines.podcast.engines import open_engine
+from newsjuice_pipelines.podcast.judging import decision, report, scripts
+from newsjuice_pipelines.podcast.teaching import teacher_table
+from newsjuice_pipelines.podcast.training import finetune, merge
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.tracking import Tracking
 from newsjuice_pipelines.resources.vertex import VertexAI

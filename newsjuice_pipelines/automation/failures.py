@@ -6,8 +6,8 @@ from contextlib import contextmanager
 import dagster as dg
 
 from newsjuice_pipelines.classification.models import ModelUnavailable
-from newsjuice_pipelines.podcast.chunks import SourceTableError
-from newsjuice_pipelines.podcast.teacher import TeacherRefused
+from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherRefused
 from newsjuice_pipelines.runtime.artifacts import ArtifactError
 
 # A second try cannot mend these. Bad input and bad settings are `ValueError`s in the domain packages.

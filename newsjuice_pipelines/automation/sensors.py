@@ -6,7 +6,7 @@ import dagster as dg
 
 from newsjuice_pipelines.automation.jobs import compare_classifiers, daily_scripts
 from newsjuice_pipelines.automation.partitions import daily
-from newsjuice_pipelines.podcast.chunk_table import days_with_new_chunks
+from newsjuice_pipelines.podcast.sampling.chunk_table import days_with_new_chunks
 from newsjuice_pipelines.resources.postgres import ArticleDatabase
 
 

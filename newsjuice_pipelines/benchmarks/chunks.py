@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.benchmarks.machine import embedded_database, machine, peak_memory_mib
 from newsjuice_pipelines.demo import DEMO_ARTICLES
-from newsjuice_pipelines.podcast.chunk_filters import LanguageHint
-from newsjuice_pipelines.podcast.chunks import ChunkSampling, sample_chunks
-from newsjuice_pipelines.podcast.near_duplicates import NearDuplicates
+from newsjuice_pipelines.podcast.sampling.chunk_filters import LanguageHint
+from newsjuice_pipelines.podcast.sampling.chunks import ChunkSampling, sample_chunks
+from newsjuice_pipelines.podcast.text.near_duplicates import NearDuplicates
 from newsjuice_pipelines.runtime.reports import markdown_table
 
 if TYPE_CHECKING:

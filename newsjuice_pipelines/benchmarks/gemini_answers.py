@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from newsjuice_pipelines.podcast.sentences import ends_complete, split_sentences
+from newsjuice_pipelines.podcast.text.sentences import ends_complete, split_sentences
 
 _ARTICLE = re.compile(r"<article>\n(.*)\n</article>", re.DOTALL)
 _SCORE = -0.5  # Vertex AI writes it in batches, and the types of google-genai do not know it

@@ -31,10 +31,10 @@ def run(*, rows: int = 200_000, repeats: int = 3) -> dict[str, Any]:
     import psycopg
 
     from newsjuice_pipelines.database.migrate import migrate
-    from newsjuice_pipelines.podcast.extractive import ExtractiveTeacher
-    from newsjuice_pipelines.podcast.ledger import Ledger
-    from newsjuice_pipelines.podcast.teacher import request_key
-    from newsjuice_pipelines.podcast.teacher_table import judged, teacher_table, write_teacher_csv
+    from newsjuice_pipelines.podcast.teaching.extractive import ExtractiveTeacher
+    from newsjuice_pipelines.podcast.teaching.ledger import Ledger
+    from newsjuice_pipelines.podcast.teaching.teacher import request_key
+    from newsjuice_pipelines.podcast.teaching.teacher_table import judged, teacher_table, write_teacher_csv
 
     teacher = ExtractiveTeacher()
     chunks = articles(rows)

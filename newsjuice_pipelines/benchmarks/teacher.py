@@ -125,9 +125,9 @@ def _ask(url: str, address: str, rows: int, concurrency: int, number: int) -> di
     import psutil
     import psycopg
 
-    from newsjuice_pipelines.podcast.ledger import Ledger
-    from newsjuice_pipelines.podcast.pacing import AskingConfig
-    from newsjuice_pipelines.podcast.teacher_run import write_scripts
+    from newsjuice_pipelines.podcast.teaching.ledger import Ledger
+    from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
+    from newsjuice_pipelines.podcast.teaching.teacher_run import write_scripts
 
     chunks = articles(rows)
     with psycopg.connect(url, autocommit=True) as connection:
@@ -150,7 +150,7 @@ def _ask(url: str, address: str, rows: int, concurrency: int, number: int) -> di
 
 def _ask_one_by_one(address: str, calls: int) -> dict[str, float]:
     """The loop of the first experiment: one synchronous request after the other."""
-    from newsjuice_pipelines.podcast.prompts import render_prompt
+    from newsjuice_pipelines.podcast.teaching.prompts import render_prompt
 
     client = local_client(address)
     texts = articles(calls)["text"]
@@ -161,7 +161,7 @@ def _ask_one_by_one(address: str, calls: int) -> dict[str, float]:
 
 
 def _teacher(address: str) -> Any:
-    from newsjuice_pipelines.podcast.gemini import GeminiTeacher
+    from newsjuice_pipelines.podcast.teaching.gemini import GeminiTeacher
 
     return GeminiTeacher(lambda: local_client(address), MODEL)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
-from newsjuice_pipelines.podcast.chunks import CHUNK_TYPES
+from newsjuice_pipelines.podcast.sampling.chunks import CHUNK_TYPES
 from newsjuice_pipelines.resources.artifacts import Artifacts
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ def base_model_beats_word_frequencies(artifacts: Artifacts) -> dg.AssetCheckResu
 @dg.asset_check(asset="student_dataset", blocking=True)
 def no_article_on_two_sides(artifacts: Artifacts) -> dg.AssetCheckResult:
     """Train, validation and test share no article."""
-    from newsjuice_pipelines.podcast.dataset import read_student_dataset
+    from newsjuice_pipelines.podcast.training.dataset import read_student_dataset
 
     splits = read_student_dataset(artifacts.store().open("student_dataset").path)
     return as_result(evaluate_split({name: set(frame["article_id"]) for name, frame in splits.items()}))

@@ -83,8 +83,8 @@ def database(settings: Settings) -> Finding:
         else "NEWSJUICE_CLOUD_SQL_INSTANCE"
     )
     resource = ArticleDatabase(chunks_table=settings.chunks_table, statement_timeout_s=settings.statement_timeout_s)
-    from newsjuice_pipelines.podcast.chunk_table import count_chunks
-    from newsjuice_pipelines.podcast.chunks import SourceTableError
+    from newsjuice_pipelines.podcast.sampling.chunk_table import count_chunks
+    from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
 
     try:
         with resource.read_only() as connection:
@@ -101,7 +101,7 @@ def database(settings: Settings) -> Finding:
 def ledger(settings: Settings) -> Finding:
     """Whether the database of the teacher's replies answers."""
     from newsjuice_pipelines.database.embedded import embedded_status
-    from newsjuice_pipelines.podcast.ledger import LedgerUnavailable
+    from newsjuice_pipelines.podcast.teaching.ledger import LedgerUnavailable
     from newsjuice_pipelines.resources.postgres import DatabaseUnreachable, TeacherLedger
 
     if settings.ledger_url is None and not embedded_status(settings.home / "postgres")["exists"]:

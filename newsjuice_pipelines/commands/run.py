@@ -114,7 +114,7 @@ def plan(defs: dg.Definitions, selected: set[str], days: tuple[str, str] | None,
 def _load(settings: Settings, data: Path | None) -> tuple[str, str] | None:
     """Load `data` into the embedded database when it is given; returns the first and last finished day that has chunks."""
     from newsjuice_pipelines.database.load import load_articles
-    from newsjuice_pipelines.podcast.chunk_table import finished_days
+    from newsjuice_pipelines.podcast.sampling.chunk_table import finished_days
     from newsjuice_pipelines.resources.postgres import ArticleDatabase, connect, embedded_url
 
     if data is not None:

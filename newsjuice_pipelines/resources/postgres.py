@@ -19,7 +19,7 @@ from newsjuice_pipelines.settings import Settings, load_settings
 if TYPE_CHECKING:
     import psycopg
 
-    from newsjuice_pipelines.podcast.ledger import Ledger
+    from newsjuice_pipelines.podcast.teaching.ledger import Ledger
 
 logger = logging.getLogger("newsjuice.database")
 
@@ -227,7 +227,7 @@ class TeacherLedger(dg.ConfigurableResource):
 
     def open(self) -> "Ledger":
         """The ledger, with its table created when it is missing."""
-        from newsjuice_pipelines.podcast.ledger import Ledger
+        from newsjuice_pipelines.podcast.teaching.ledger import Ledger
 
         settings = load_settings()
         if settings.ledger_url is None:

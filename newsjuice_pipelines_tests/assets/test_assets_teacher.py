@@ -163,7 +163,7 @@ def test_other_replies_make_another_table(pipeline: Pipeline, gemini: GeminiServ
     pipeline(max_output_tokens=950)
     other = "Welcome to the programme. There is news from the town, and people are talking about it today. Thanks for listening."
     gemini.always(script_answer(other))
-    from newsjuice_pipelines.podcast.ledger import Ledger
+    from newsjuice_pipelines.podcast.teaching.ledger import Ledger
 
     with monkeypatch.context() as emptied:
         emptied.setattr(Ledger, "find", lambda self, keys: {})

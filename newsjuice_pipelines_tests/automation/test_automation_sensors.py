@@ -12,8 +12,8 @@ from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.sensors import new_chunks
 from newsjuice_pipelines.commands.run import RunFailed, plan
 from newsjuice_pipelines.definitions import build_defs
-from newsjuice_pipelines.podcast.chunk_table import count_chunks, days_with_new_chunks, finished_days
-from newsjuice_pipelines.podcast.chunks import SourceTableError
+from newsjuice_pipelines.podcast.sampling.chunk_table import count_chunks, days_with_new_chunks, finished_days
+from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
 from newsjuice_pipelines.resources.postgres import ArticleDatabase
 from newsjuice_pipelines.runtime.artifacts import ArtifactMissing
 from newsjuice_pipelines.settings import Settings

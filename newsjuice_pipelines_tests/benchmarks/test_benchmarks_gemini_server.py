@@ -14,8 +14,8 @@ import pytest
 
 from newsjuice_pipelines.benchmarks.gemini_answers import error_answer, lost_answer
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig, local_client, prompt_sha256
-from newsjuice_pipelines.podcast.gemini import GeminiTeacher
-from newsjuice_pipelines.podcast.teacher import TryAgain
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiTeacher
+from newsjuice_pipelines.podcast.teaching.teacher import TryAgain
 
 
 def ask_together(url: str, articles: list[str], timeout_s: float = 5.0) -> list[Any]:

@@ -12,8 +12,8 @@ from urllib.parse import urlsplit
 import psycopg
 import pytest
 
-from newsjuice_pipelines.podcast import chunk_filters
-from newsjuice_pipelines.podcast.chunks import ChunkSampling, SourceTableError, sample_chunks
+from newsjuice_pipelines.podcast.sampling import chunk_filters
+from newsjuice_pipelines.podcast.sampling.chunks import ChunkSampling, SourceTableError, sample_chunks
 from newsjuice_pipelines.resources import postgres
 from newsjuice_pipelines.resources.postgres import ArticleDatabase, ConnectionLost, DatabaseUnreachable, StatementTimeout
 from newsjuice_pipelines.settings import load_settings

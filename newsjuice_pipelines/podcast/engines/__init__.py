@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from newsjuice_pipelines.podcast.chat_tokens import Message
+from newsjuice_pipelines.podcast.training.chat_tokens import Message
 from newsjuice_pipelines.runtime.devices import Device, best_device
 
 logger = logging.getLogger("newsjuice.engines")

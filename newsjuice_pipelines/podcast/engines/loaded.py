@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.podcast.base_model import load_model, load_tokenizer
-from newsjuice_pipelines.podcast.chat_tokens import encode_prompt, end_token_ids
 from newsjuice_pipelines.podcast.engines import EngineError, Request, Result
+from newsjuice_pipelines.podcast.training.base_model import load_model, load_tokenizer
+from newsjuice_pipelines.podcast.training.chat_tokens import encode_prompt, end_token_ids
 from newsjuice_pipelines.runtime.devices import Device
 
 # Settings of a model's own generation_config.json that change greedy decoding, and their neutral values.

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from newsjuice_pipelines.podcast.base_model import load_tokenizer
-from newsjuice_pipelines.podcast.chat_tokens import end_token_ids
 from newsjuice_pipelines.podcast.engines import Capabilities, EngineError, Request, Result
 from newsjuice_pipelines.podcast.engines.loaded import LoadedModel, refuse_altering_settings
+from newsjuice_pipelines.podcast.training.base_model import load_tokenizer
+from newsjuice_pipelines.podcast.training.chat_tokens import end_token_ids
 from newsjuice_pipelines.runtime.devices import Device
 
 logger = logging.getLogger("newsjuice.engines")

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.podcast.finetune import FinetuneConfig, train_adapter
-from newsjuice_pipelines.podcast.merge import merge_adapter
-from newsjuice_pipelines.podcast.tiny_model import TinyConfig, build_tiny
+from newsjuice_pipelines.podcast.training.finetune import FinetuneConfig, train_adapter
+from newsjuice_pipelines.podcast.training.merge import merge_adapter
+from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig, build_tiny
 
 MICRO = TinyConfig(
     vocab_size=384,

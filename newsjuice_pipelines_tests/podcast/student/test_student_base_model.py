@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from newsjuice_pipelines.podcast.base_model import (
+from newsjuice_pipelines.podcast.training.base_model import (
     BaseModelError,
     base_identity,
     count_parameters,
@@ -16,7 +16,7 @@ from newsjuice_pipelines.podcast.base_model import (
     load_model,
     load_tokenizer,
 )
-from newsjuice_pipelines.podcast.tiny_model import TinyConfig, TinyModelError, build_tiny, token_stream, unigram_loss
+from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig, TinyModelError, build_tiny, token_stream, unigram_loss
 
 MESSAGES = [{"role": "system", "content": "Write."}, {"role": "user", "content": "News."}]
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from newsjuice_pipelines.podcast.base_model import load_tokenizer
 from newsjuice_pipelines.podcast.engines import Engine, EngineError, Request, open_engine
 from newsjuice_pipelines.podcast.engines.transformers_batch import TransformersBatchEngine
+from newsjuice_pipelines.podcast.training.base_model import load_tokenizer
 
 Made = tuple[Path, dict[str, Any]]
 

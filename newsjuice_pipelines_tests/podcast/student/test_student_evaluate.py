@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from newsjuice_pipelines.podcast.evaluate import (
+from newsjuice_pipelines.podcast.judging.evaluate import (
     FAILURE_KINDS,
     cluster_interval,
     lead_script,

@@ -11,10 +11,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.podcast.base_model import BaseModelError, load_model, load_tokenizer
-from newsjuice_pipelines.podcast.chat_tokens import IGNORED_LABEL, ChatTemplateError, encode_example, encode_prompt
-from newsjuice_pipelines.podcast.finetune import FinetuneConfig, FinetuneError, encode_rows, train_adapter
-from newsjuice_pipelines.podcast.training_log import TrainingDiverged
+from newsjuice_pipelines.podcast.training.base_model import BaseModelError, load_model, load_tokenizer
+from newsjuice_pipelines.podcast.training.chat_tokens import IGNORED_LABEL, ChatTemplateError, encode_example, encode_prompt
+from newsjuice_pipelines.podcast.training.finetune import FinetuneConfig, FinetuneError, encode_rows, train_adapter
+from newsjuice_pipelines.podcast.training.training_log import TrainingDiverged
 from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
 
 Tuned = tuple[Path, dict[str, Any]]

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from newsjuice_pipelines.podcast.finetune import FinetuneConfig, train_adapter
-from newsjuice_pipelines.podcast.merge import MergeError, measure_merge, merge_adapter
+from newsjuice_pipelines.podcast.training.finetune import FinetuneConfig, train_adapter
+from newsjuice_pipelines.podcast.training.merge import MergeError, measure_merge, merge_adapter
 
 Made = tuple[Path, dict[str, Any]]
 

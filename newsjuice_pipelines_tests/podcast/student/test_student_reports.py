@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.podcast.decision import ThresholdsError, decide, load_thresholds, write_decision
 from newsjuice_pipelines.podcast.engines import open_engine
-from newsjuice_pipelines.podcast.report import ReportError, latency_report, measure_single_stream, quality_report
-from newsjuice_pipelines.podcast.scripts import GenerationConfig, generate_scripts
+from newsjuice_pipelines.podcast.judging.decision import ThresholdsError, decide, load_thresholds, write_decision
+from newsjuice_pipelines.podcast.judging.report import ReportError, latency_report, measure_single_stream, quality_report
+from newsjuice_pipelines.podcast.judging.scripts import GenerationConfig, generate_scripts
 
 Made = tuple[Path, dict[str, Any]]
 GATE = {"name": "p", "report": "quality", "value": "systems/student/passes/value", "at_least": 0.9, "required": True}

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from newsjuice_pipelines.podcast.engines import Capabilities, Engine, Request, Result, open_engine
-from newsjuice_pipelines.podcast.scripts import (
+from newsjuice_pipelines.podcast.judging.scripts import (
     GenerationConfig,
     ScriptsError,
     generate_scripts,

@@ -13,9 +13,9 @@ import pytest
 
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer
 from newsjuice_pipelines.database.migrate import migrate
-from newsjuice_pipelines.podcast.gemini import GeminiTeacher
-from newsjuice_pipelines.podcast.ledger import Ledger
-from newsjuice_pipelines.podcast.tiny_model import CHAT_TEMPLATE
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiTeacher
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger
+from newsjuice_pipelines.podcast.training.tiny_model import CHAT_TEMPLATE
 
 
 @pytest.fixture(scope="session")

@@ -19,11 +19,11 @@ from newsjuice_pipelines.benchmarks.gemini_answers import (
     script_answer,
 )
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig
-from newsjuice_pipelines.podcast.gemini import GeminiTeacher
-from newsjuice_pipelines.podcast.ledger import Ledger
-from newsjuice_pipelines.podcast.pacing import AskingConfig
-from newsjuice_pipelines.podcast.teacher import TeacherRefused, TeacherUnavailable
-from newsjuice_pipelines.podcast.teacher_run import ScriptRun, plan_scripts, write_scripts
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiTeacher
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger
+from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherRefused, TeacherUnavailable
+from newsjuice_pipelines.podcast.teaching.teacher_run import ScriptRun, plan_scripts, write_scripts
 
 Chunks = Callable[[int], pd.DataFrame]
 QUICK = AskingConfig(max_concurrency=8, start_concurrency=4, first_delay_s=0.02, max_delay_s=0.1, request_timeout_s=5)

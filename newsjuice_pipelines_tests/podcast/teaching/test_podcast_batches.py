@@ -14,13 +14,13 @@ import pytest
 
 from newsjuice_pipelines.benchmarks.gemini_answers import Answer, error_answer
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig
-from newsjuice_pipelines.podcast.batches import BatchConfig, BatchState
-from newsjuice_pipelines.podcast.gemini import GeminiTeacher
-from newsjuice_pipelines.podcast.gemini_batch import GeminiBatches
-from newsjuice_pipelines.podcast.ledger import Ledger, batch_owner, run_owner
-from newsjuice_pipelines.podcast.pacing import AskingConfig
-from newsjuice_pipelines.podcast.teacher import TeacherRefused, TryAgain, request_key
-from newsjuice_pipelines.podcast.teacher_run import ScriptRun, plan_scripts, write_scripts
+from newsjuice_pipelines.podcast.teaching.batches import BatchConfig, BatchState
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiTeacher
+from newsjuice_pipelines.podcast.teaching.gemini_batch import GeminiBatches
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger, batch_owner, run_owner
+from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherRefused, TryAgain, request_key
+from newsjuice_pipelines.podcast.teaching.teacher_run import ScriptRun, plan_scripts, write_scripts
 
 Chunks = Callable[[int], pd.DataFrame]
 Write = Callable[..., ScriptRun]
@@ -53,7 +53,7 @@ def write(gemini: GeminiServer, gemini_teacher: GeminiTeacher, ledger: Ledger, t
 @pytest.fixture
 def makers_are_dead(monkeypatch: pytest.MonkeyPatch) -> None:
     """The runs of a test are one process; take each for killed when it is over."""
-    monkeypatch.setattr("newsjuice_pipelines.podcast.batches.is_dead", lambda owner: True)
+    monkeypatch.setattr("newsjuice_pipelines.podcast.teaching.batches.is_dead", lambda owner: True)
 
 
 def online_requests(server: GeminiServer) -> int:
@@ -159,7 +159,7 @@ def test_a_job_that_does_not_end_when_it_is_cancelled_is_given_up(
         async def state(self, job: str) -> BatchState:
             return BatchState("waiting")
 
-    monkeypatch.setattr("newsjuice_pipelines.podcast.batches.CANCELLING_S", 0.2)
+    monkeypatch.setattr("newsjuice_pipelines.podcast.teaching.batches.CANCELLING_S", 0.2)
     gemini.config = ServerConfig(batch_running_s=60.0)
     run = write(chunks_of(4), NeverEnding, batch_wait_h=0.0)
     assert run.scripts["status"].tolist() == ["ok"] * 4

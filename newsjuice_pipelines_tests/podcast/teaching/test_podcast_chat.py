@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from newsjuice_pipelines.podcast.chat import plain_text, prompt_messages, token_count, training_messages
-from newsjuice_pipelines.podcast.prompts import STUDENT_SYSTEM_LINE
-from newsjuice_pipelines.podcast.sentences import ends_complete
+from newsjuice_pipelines.podcast.teaching.prompts import STUDENT_SYSTEM_LINE
+from newsjuice_pipelines.podcast.text.sentences import ends_complete
+from newsjuice_pipelines.podcast.training.chat import plain_text, prompt_messages, token_count, training_messages
 
 SCRIPT = "Welcome to the programme. The swifts are back in the tower. Thanks for listening."
 

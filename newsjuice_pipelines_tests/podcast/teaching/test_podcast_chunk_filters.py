@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newsjuice_pipelines.database.load import chunk_text
-from newsjuice_pipelines.podcast.chunk_filters import ChunkSampling, LanguageHint, RowFilter, length_problem
+from newsjuice_pipelines.podcast.sampling.chunk_filters import ChunkSampling, LanguageHint, RowFilter, length_problem
 
 NEWS = {
     "es": "El ayuntamiento aprobó el martes un nuevo plan para reparar el puente sobre el río, que lleva cerrado desde la "

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from psycopg import sql
 
-from newsjuice_pipelines.podcast.chunk_ranks import rank
-from newsjuice_pipelines.podcast.chunk_table import estimated_articles
-from newsjuice_pipelines.podcast.chunks import (
+from newsjuice_pipelines.podcast.sampling.chunk_ranks import rank
+from newsjuice_pipelines.podcast.sampling.chunk_table import estimated_articles
+from newsjuice_pipelines.podcast.sampling.chunks import (
     CHUNK_COLUMNS,
     COUNTS,
     ChunkSampling,

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from newsjuice_pipelines.podcast.dataset import (
+from newsjuice_pipelines.podcast.teaching.extractive import ExtractiveTeacher
+from newsjuice_pipelines.podcast.teaching.teacher_table import teacher_table
+from newsjuice_pipelines.podcast.training.dataset import (
     DATASET_COLUMNS,
     SPLITS,
     DatasetConfig,
@@ -20,8 +22,6 @@ from newsjuice_pipelines.podcast.dataset import (
     read_student_dataset,
     split_groups,
 )
-from newsjuice_pipelines.podcast.extractive import ExtractiveTeacher
-from newsjuice_pipelines.podcast.teacher_table import teacher_table
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from newsjuice_pipelines.database.load import chunk_text
-from newsjuice_pipelines.podcast.extractive import ExtractiveTeacher
-from newsjuice_pipelines.podcast.script_filters import script_problem
-from newsjuice_pipelines.podcast.sentences import ends_complete, split_sentences
-from newsjuice_pipelines.podcast.teacher import TeacherReply
+from newsjuice_pipelines.podcast.teaching.extractive import ExtractiveTeacher
+from newsjuice_pipelines.podcast.teaching.script_filters import script_problem
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherReply
+from newsjuice_pipelines.podcast.text.sentences import ends_complete, split_sentences
 
 ODD_PIECES = (
     *(

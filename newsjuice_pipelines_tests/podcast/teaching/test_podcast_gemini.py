@@ -23,9 +23,9 @@ from newsjuice_pipelines.benchmarks.gemini_answers import (
     script_answer,
 )
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig, local_client
-from newsjuice_pipelines.podcast.gemini import GeminiConfig, GeminiTeacher, most_prompt_tokens
-from newsjuice_pipelines.podcast.prompts import UnknownPromptVersion
-from newsjuice_pipelines.podcast.teacher import RowRefused, TeacherRefused, TeacherReply, TryAgain, request_key
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiConfig, GeminiTeacher, most_prompt_tokens
+from newsjuice_pipelines.podcast.teaching.prompts import UnknownPromptVersion
+from newsjuice_pipelines.podcast.teaching.teacher import RowRefused, TeacherRefused, TeacherReply, TryAgain, request_key
 
 ARTICLE = "Rain fell on Tuesday."
 

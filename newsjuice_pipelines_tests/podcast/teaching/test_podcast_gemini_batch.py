@@ -12,11 +12,11 @@ import pytest
 
 from newsjuice_pipelines.benchmarks.gemini_answers import Answer, blocked_prompt_answer, error_answer, lost_answer, script_answer
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig, local_client
-from newsjuice_pipelines.podcast import gemini_batch
-from newsjuice_pipelines.podcast.batches import BatchState
-from newsjuice_pipelines.podcast.gemini import GeminiConfig, GeminiTeacher
-from newsjuice_pipelines.podcast.gemini_batch import GeminiBatches
-from newsjuice_pipelines.podcast.teacher import TeacherRefused, TeacherReply, TryAgain
+from newsjuice_pipelines.podcast.teaching import gemini_batch
+from newsjuice_pipelines.podcast.teaching.batches import BatchState
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiConfig, GeminiTeacher
+from newsjuice_pipelines.podcast.teaching.gemini_batch import GeminiBatches
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherRefused, TeacherReply, TryAgain
 
 ARTICLES = {f"key {number}": f"Storm number {number} crossed the coast on Tuesday." for number in range(20)}
 QUICK = ServerConfig(batch_running_s=0.05)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from newsjuice_pipelines.podcast.gemini_models import AS_OF, BATCH_FACTOR, GEMINI_MODELS, Prices, cost_usd, gemini_model
+from newsjuice_pipelines.podcast.teaching.gemini_models import AS_OF, BATCH_FACTOR, GEMINI_MODELS, Prices, cost_usd, gemini_model
 from newsjuice_pipelines.settings import Settings
 
 SERVED = [model for model in GEMINI_MODELS.values() if model.status == "served"]

@@ -15,8 +15,8 @@ import pytest
 
 from newsjuice_pipelines.database.embedded import start_embedded
 from newsjuice_pipelines.database.migrate import migrate
-from newsjuice_pipelines.podcast.ledger import Ledger, LedgerUnavailable, batch_owner, run_owner
-from newsjuice_pipelines.podcast.teacher import TeacherReply
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger, LedgerUnavailable, batch_owner, run_owner
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherReply
 
 REPLY = TeacherReply(
     "A script.", "ok", "STOP", input_tokens=300, output_tokens=150, thought_tokens=0, latency_s=1.25, cost_usd=None
@@ -104,7 +104,7 @@ def test_released_claims_are_free_for_others(ledger: Ledger) -> None:
 
 
 def test_claims_of_a_killed_process_of_this_host_are_free_at_once(ledger: Ledger) -> None:
-    code = "from newsjuice_pipelines.podcast.ledger import run_owner; print(run_owner())"
+    code = "from newsjuice_pipelines.podcast.teaching.ledger import run_owner; print(run_owner())"
     dead = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
     alive = run_owner()
     host, process, run = alive.split("/")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from newsjuice_pipelines.podcast.near_duplicates import PERMUTATIONS, RECALL, NearDuplicates, bands, jaccard, shingle_hashes
+from newsjuice_pipelines.podcast.text.near_duplicates import PERMUTATIONS, RECALL, NearDuplicates, bands, jaccard, shingle_hashes
 
 WORDS = [f"word{number}" for number in range(5000)]
 

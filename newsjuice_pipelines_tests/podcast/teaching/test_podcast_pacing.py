@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newsjuice_pipelines.podcast.pacing import AdaptiveConcurrency, Backoff, MinuteBudget, Spending
+from newsjuice_pipelines.podcast.teaching.pacing import AdaptiveConcurrency, Backoff, MinuteBudget, Spending
 
 
 def test_concurrency_starts_small_and_doubles_with_each_clean_round() -> None:

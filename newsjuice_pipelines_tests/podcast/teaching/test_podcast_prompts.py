@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newsjuice_pipelines.podcast.prompts import PROMPT_VERSIONS, UnknownPromptVersion, render_prompt
+from newsjuice_pipelines.podcast.teaching.prompts import PROMPT_VERSIONS, UnknownPromptVersion, render_prompt
 
 HOSTILE = (
     *(

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 
 from newsjuice_pipelines.database.load import chunk_text
-from newsjuice_pipelines.podcast.names import find_names
-from newsjuice_pipelines.podcast.script_filters import PROBLEMS, copied_share, script_problem
-from newsjuice_pipelines.podcast.sentences import split_sentences
-from newsjuice_pipelines.podcast.spoken_numbers import find_numbers
-from newsjuice_pipelines.podcast.support import unsupported_names, unsupported_numbers
+from newsjuice_pipelines.podcast.teaching.script_filters import PROBLEMS, copied_share, script_problem
+from newsjuice_pipelines.podcast.text.names import find_names
+from newsjuice_pipelines.podcast.text.sentences import split_sentences
+from newsjuice_pipelines.podcast.text.spoken_numbers import find_numbers
+from newsjuice_pipelines.podcast.text.support import unsupported_names, unsupported_numbers
 
 GOOD = (
     "Welcome to the programme. The swifts are nesting in the tower again this year, and visitors who look up may see them "

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newsjuice_pipelines.podcast.sentences import ends_complete, sentence_spans, split_sentences
+from newsjuice_pipelines.podcast.text.sentences import ends_complete, sentence_spans, split_sentences
 
 
 @pytest.mark.parametrize(

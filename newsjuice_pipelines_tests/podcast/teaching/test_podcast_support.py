@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from newsjuice_pipelines.podcast.support import name_support, unsupported_names, unsupported_numbers
+from newsjuice_pipelines.podcast.text.support import name_support, unsupported_names, unsupported_numbers
 
 SAME_NUMBER = [
     ("twenty-five percent", "25%"),

@@ -18,12 +18,12 @@ import pytest
 from newsjuice_pipelines.benchmarks.gemini_server import GeminiServer, ServerConfig
 from newsjuice_pipelines.database.embedded import start_embedded
 from newsjuice_pipelines.database.migrate import migrate
-from newsjuice_pipelines.podcast.asking import ON_THE_WAY
-from newsjuice_pipelines.podcast.gemini import GeminiTeacher
-from newsjuice_pipelines.podcast.ledger import Ledger
-from newsjuice_pipelines.podcast.pacing import AskingConfig
-from newsjuice_pipelines.podcast.teacher_run import write_scripts
-from newsjuice_pipelines.podcast.teacher_table import read_teacher_csv
+from newsjuice_pipelines.podcast.teaching.asking import ON_THE_WAY
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiTeacher
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger
+from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
+from newsjuice_pipelines.podcast.teaching.teacher_run import write_scripts
+from newsjuice_pipelines.podcast.teaching.teacher_table import read_teacher_csv
 
 Chunks = Callable[[int], pd.DataFrame]
 AT_ONCE = 8
@@ -35,12 +35,12 @@ import sys
 from pathlib import Path
 import pandas as pd, psycopg
 from newsjuice_pipelines.benchmarks.gemini_server import local_client
-from newsjuice_pipelines.podcast.pacing import AskingConfig
-from newsjuice_pipelines.podcast.asking import ON_THE_WAY
-from newsjuice_pipelines.podcast.gemini import GeminiTeacher
-from newsjuice_pipelines.podcast.ledger import Ledger
-from newsjuice_pipelines.podcast.teacher_run import write_scripts
-from newsjuice_pipelines.podcast.teacher_table import write_teacher_csv
+from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
+from newsjuice_pipelines.podcast.teaching.asking import ON_THE_WAY
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiTeacher
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger
+from newsjuice_pipelines.podcast.teaching.teacher_run import write_scripts
+from newsjuice_pipelines.podcast.teaching.teacher_table import write_teacher_csv
 
 ledger_url, server_url, chunks, out = sys.argv[1:]
 teacher = GeminiTeacher(lambda: local_client(server_url), "gemini-3.1-flash-lite")
@@ -125,7 +125,7 @@ def test_two_runs_at_once_share_the_work_and_pay_for_no_key_twice(runs: Runs, ge
 def test_the_rows_of_a_run_that_falls_silent_are_taken_over_when_its_lease_ends(
     ledger: Ledger, gemini: GeminiServer, gemini_teacher: GeminiTeacher, chunks_of: Chunks
 ) -> None:
-    from newsjuice_pipelines.podcast.teacher import request_key
+    from newsjuice_pipelines.podcast.teaching.teacher import request_key
 
     chunks = chunks_of(6)
     silent = [request_key(gemini_teacher, text) for text in chunks["text"][:3]]

@@ -6,8 +6,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.podcast.script_filters import PROBLEMS
-from newsjuice_pipelines.podcast.teacher_report import (
+from newsjuice_pipelines.podcast.teaching.script_filters import PROBLEMS
+from newsjuice_pipelines.podcast.teaching.teacher_report import (
     block_rate_by_section,
     block_rate_difference,
     outcome_page,

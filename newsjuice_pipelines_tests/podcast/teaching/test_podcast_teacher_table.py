@@ -9,9 +9,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.podcast.extractive import ExtractiveTeacher
-from newsjuice_pipelines.podcast.teacher import TeacherReply, request_key
-from newsjuice_pipelines.podcast.teacher_table import TEACHER_COLUMNS, read_teacher_csv, teacher_table, write_teacher_csv
+from newsjuice_pipelines.podcast.teaching.extractive import ExtractiveTeacher
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherReply, request_key
+from newsjuice_pipelines.podcast.teaching.teacher_table import TEACHER_COLUMNS, read_teacher_csv, teacher_table, write_teacher_csv
 
 ARTICLE = "The swifts are nesting in the tower again this year, and the town is glad of it. " * 3
 GOOD = "Welcome to the programme. There is news from the tower, where swifts have come back to nest. Thanks for listening."

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.script_filters import PROBLEMS
-from newsjuice_pipelines.podcast.teacher import STATUSES
+from newsjuice_pipelines.podcast.teaching.script_filters import PROBLEMS
+from newsjuice_pipelines.podcast.teaching.teacher import STATUSES
 from newsjuice_pipelines.runtime.reports import NOT_MEASURED, PALETTE, markdown_table, new_figure, save_figure
 
 if TYPE_CHECKING:

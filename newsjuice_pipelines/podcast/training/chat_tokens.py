@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from newsjuice_pipelines.podcast.chat import plain_text
+from newsjuice_pipelines.podcast.training.chat import plain_text
 
 Message = Mapping[str, str]
 IGNORED_LABEL = -100

@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.podcast.base_model import base_identity, check_base_folder, load_model, load_tokenizer
-from newsjuice_pipelines.podcast.chat_tokens import encode_example
-from newsjuice_pipelines.podcast.training_log import TrainingLog, write_loss_curve
+from newsjuice_pipelines.podcast.training.base_model import base_identity, check_base_folder, load_model, load_tokenizer
+from newsjuice_pipelines.podcast.training.chat_tokens import encode_example
+from newsjuice_pipelines.podcast.training.training_log import TrainingLog, write_loss_curve
 from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
 from newsjuice_pipelines.runtime.devices import best_device
 from newsjuice_pipelines.runtime.reports import write_json

@@ -12,9 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.podcast.base_model import base_identity, load_model, load_tokenizer
-from newsjuice_pipelines.podcast.chat_tokens import encode_example, end_token_ids
-from newsjuice_pipelines.podcast.finetune import BASE_RECORD
+from newsjuice_pipelines.podcast.training.base_model import base_identity, load_model, load_tokenizer
+from newsjuice_pipelines.podcast.training.chat_tokens import encode_example, end_token_ids
+from newsjuice_pipelines.podcast.training.finetune import BASE_RECORD
 
 logger = logging.getLogger("newsjuice.merge")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.podcast.engines import Engine, Request
-from newsjuice_pipelines.podcast.evaluate import FAILURE_KINDS, lead_script, measure_script, summarise
+from newsjuice_pipelines.podcast.judging.evaluate import FAILURE_KINDS, lead_script, measure_script, summarise
 from newsjuice_pipelines.runtime.reports import PALETTE, cell, markdown_table, new_figure, save_figure, write_json
 
 if TYPE_CHECKING:

@@ -60,6 +60,6 @@ def _template(version: str) -> tuple[str, str]:
     """The text before and after the article."""
     if version not in PROMPT_VERSIONS:
         raise UnknownPromptVersion(f"there is no prompt version {version!r}: use one of {', '.join(PROMPT_VERSIONS)}.")
-    text = files("newsjuice_pipelines.podcast").joinpath("prompt_texts", f"{version}.txt").read_text(encoding="utf-8")
+    text = files("newsjuice_pipelines.podcast.teaching").joinpath("prompt_texts", f"{version}.txt").read_text(encoding="utf-8")
     before, _, after = text.strip().partition(_PLACE)
     return before, after

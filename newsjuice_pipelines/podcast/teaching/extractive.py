@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newsjuice_pipelines.podcast.evaluate import loops
-from newsjuice_pipelines.podcast.script_filters import has_markup, script_problem
-from newsjuice_pipelines.podcast.sentences import ends_complete, split_sentences
-from newsjuice_pipelines.podcast.teacher import TeacherReply
+from newsjuice_pipelines.podcast.judging.evaluate import loops
+from newsjuice_pipelines.podcast.teaching.script_filters import has_markup, script_problem
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherReply
+from newsjuice_pipelines.podcast.text.sentences import ends_complete, split_sentences
 
 MIN_BODY_WORDS = 20
 MAX_BODY_WORDS = 150  # with more, the frame is so small a part that the script counts as a copy of its article

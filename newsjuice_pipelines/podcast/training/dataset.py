@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.chat import Message, token_count, training_messages
+from newsjuice_pipelines.podcast.training.chat import Message, token_count, training_messages
 from newsjuice_pipelines.runtime.progress import Progress
 
 if TYPE_CHECKING:

@@ -16,10 +16,17 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.request import getproxies
 
-from newsjuice_pipelines.podcast.gemini_errors import translated
-from newsjuice_pipelines.podcast.gemini_models import GEMINI_MODELS, GeminiModel, Prices, check_price, cost_usd, gemini_model
-from newsjuice_pipelines.podcast.prompts import render_prompt
-from newsjuice_pipelines.podcast.teacher import Status, TeacherRefused, TeacherReply, TryAgain
+from newsjuice_pipelines.podcast.teaching.gemini_errors import translated
+from newsjuice_pipelines.podcast.teaching.gemini_models import (
+    GEMINI_MODELS,
+    GeminiModel,
+    Prices,
+    check_price,
+    cost_usd,
+    gemini_model,
+)
+from newsjuice_pipelines.podcast.teaching.prompts import render_prompt
+from newsjuice_pipelines.podcast.teaching.teacher import Status, TeacherRefused, TeacherReply, TryAgain
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession

@@ -16,10 +16,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from newsjuice_pipelines.podcast.ledger import Ledger, LedgerUnavailable
-from newsjuice_pipelines.podcast.ledger_desk import LedgerDesk, wall_clock
-from newsjuice_pipelines.podcast.pacing import AdaptiveConcurrency, AskingConfig, Backoff, MinuteBudget, Spending
-from newsjuice_pipelines.podcast.teacher import RowRefused, Teacher, TeacherRefused, TeacherReply, TeacherUnavailable, TryAgain
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger, LedgerUnavailable
+from newsjuice_pipelines.podcast.teaching.ledger_desk import LedgerDesk, wall_clock
+from newsjuice_pipelines.podcast.teaching.pacing import AdaptiveConcurrency, AskingConfig, Backoff, MinuteBudget, Spending
+from newsjuice_pipelines.podcast.teaching.teacher import (
+    RowRefused,
+    Teacher,
+    TeacherRefused,
+    TeacherReply,
+    TeacherUnavailable,
+    TryAgain,
+)
 from newsjuice_pipelines.runtime.progress import Progress, format_duration
 
 logger = logging.getLogger("newsjuice.podcast")

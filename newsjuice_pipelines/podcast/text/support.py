@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal
 
-from newsjuice_pipelines.podcast.names import Names, find_names
-from newsjuice_pipelines.podcast.spoken_numbers import Number, Reading, find_numbers
+from newsjuice_pipelines.podcast.text.names import Names, find_names
+from newsjuice_pipelines.podcast.text.spoken_numbers import Number, Reading, find_numbers
 
 # Small counts that speech adds by itself when spelled out: "one of them", "both of the two", "the second point".
 _COMMON_COUNTS = frozenset(map(Decimal, (0, 1, 2)))

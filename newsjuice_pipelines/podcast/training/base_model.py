@@ -14,7 +14,7 @@ import struct
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.podcast.tiny_model import TinyConfig, build_tiny
+from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig, build_tiny
 from newsjuice_pipelines.runtime.provenance import fingerprint
 
 __all__ = [

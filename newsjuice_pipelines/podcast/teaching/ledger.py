@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from newsjuice_pipelines.podcast.teacher import TeacherReply
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherReply
 
 if TYPE_CHECKING:
     import psycopg

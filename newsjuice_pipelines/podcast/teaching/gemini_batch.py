@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.batches import BatchState, JobState
-from newsjuice_pipelines.podcast.gemini import GeminiTeacher
-from newsjuice_pipelines.podcast.gemini_errors import describe, translated
-from newsjuice_pipelines.podcast.teacher import TeacherRefused, TeacherReply, TryAgain
+from newsjuice_pipelines.podcast.teaching.batches import BatchState, JobState
+from newsjuice_pipelines.podcast.teaching.gemini import GeminiTeacher
+from newsjuice_pipelines.podcast.teaching.gemini_errors import describe, translated
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherRefused, TeacherReply, TryAgain
 
 if TYPE_CHECKING:
     from google.genai.types import BatchJob, HttpOptions

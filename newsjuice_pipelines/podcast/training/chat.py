@@ -9,8 +9,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from newsjuice_pipelines.podcast.prompts import STUDENT_SYSTEM_LINE
-from newsjuice_pipelines.podcast.sentences import sentence_spans
+from newsjuice_pipelines.podcast.teaching.prompts import STUDENT_SYSTEM_LINE
+from newsjuice_pipelines.podcast.text.sentences import sentence_spans
 
 Message = dict[str, str]
 

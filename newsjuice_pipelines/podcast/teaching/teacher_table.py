@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.script_filters import filters_version, script_problem
-from newsjuice_pipelines.podcast.teacher import STATUSES, Teacher, TeacherReply
+from newsjuice_pipelines.podcast.teaching.script_filters import filters_version, script_problem
+from newsjuice_pipelines.podcast.teaching.teacher import STATUSES, Teacher, TeacherReply
 
 if TYPE_CHECKING:
     import pandas as pd

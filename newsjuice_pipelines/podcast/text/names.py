@@ -10,8 +10,8 @@ import unicodedata
 from dataclasses import dataclass
 from functools import cached_property
 
-from newsjuice_pipelines.podcast.sentences import sentence_spans
-from newsjuice_pipelines.podcast.spoken_numbers import is_number_word
+from newsjuice_pipelines.podcast.text.sentences import sentence_spans
+from newsjuice_pipelines.podcast.text.spoken_numbers import is_number_word
 
 _WORD = re.compile(r"(?<!\w)[^\W\d_](?:[\w&]|['’.-](?=\w))*")
 _HUMP = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])")

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from newsjuice_pipelines.podcast.chunk_filters import ChunkSampling, Values
+from newsjuice_pipelines.podcast.sampling.chunk_filters import ChunkSampling, Values
 
 
 @dataclass

@@ -17,12 +17,12 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.chunk_filters import SOURCE_COLUMNS, LanguageHint, RowFilter, Values, as_utc
-from newsjuice_pipelines.podcast.chunk_filters import ChunkSampling as ChunkSampling  # part of this module's interface
-from newsjuice_pipelines.podcast.chunk_ranks import LowestArticles
-from newsjuice_pipelines.podcast.chunk_table import SourceTableError as SourceTableError
-from newsjuice_pipelines.podcast.chunk_table import check_columns, estimated_articles, read_rows
-from newsjuice_pipelines.podcast.near_duplicates import NearDuplicates
+from newsjuice_pipelines.podcast.sampling.chunk_filters import SOURCE_COLUMNS, LanguageHint, RowFilter, Values, as_utc
+from newsjuice_pipelines.podcast.sampling.chunk_filters import ChunkSampling as ChunkSampling  # part of this module's interface
+from newsjuice_pipelines.podcast.sampling.chunk_ranks import LowestArticles
+from newsjuice_pipelines.podcast.sampling.chunk_table import SourceTableError as SourceTableError
+from newsjuice_pipelines.podcast.sampling.chunk_table import check_columns, estimated_articles, read_rows
+from newsjuice_pipelines.podcast.text.near_duplicates import NearDuplicates
 
 if TYPE_CHECKING:
     import pandas as pd

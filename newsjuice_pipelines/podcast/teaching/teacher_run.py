@@ -10,12 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.asking import Asking
-from newsjuice_pipelines.podcast.batches import BatchConfig, BatchService, answer_in_batches
-from newsjuice_pipelines.podcast.ledger import Ledger, run_owner
-from newsjuice_pipelines.podcast.pacing import AskingConfig
-from newsjuice_pipelines.podcast.teacher import Teacher, TeacherReply, TeacherUnavailable, request_key
-from newsjuice_pipelines.podcast.teacher_table import judged, teacher_table
+from newsjuice_pipelines.podcast.teaching.asking import Asking
+from newsjuice_pipelines.podcast.teaching.batches import BatchConfig, BatchService, answer_in_batches
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger, run_owner
+from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
+from newsjuice_pipelines.podcast.teaching.teacher import Teacher, TeacherReply, TeacherUnavailable, request_key
+from newsjuice_pipelines.podcast.teaching.teacher_table import judged, teacher_table
 
 if TYPE_CHECKING:
     import pandas as pd

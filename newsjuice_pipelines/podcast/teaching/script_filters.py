@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
-from newsjuice_pipelines.podcast import evaluate, names, sentences, spoken_numbers, support
-from newsjuice_pipelines.podcast.evaluate import loops
-from newsjuice_pipelines.podcast.sentences import ends_complete
-from newsjuice_pipelines.podcast.support import unsupported_names, unsupported_numbers
+from newsjuice_pipelines.podcast.judging import evaluate
+from newsjuice_pipelines.podcast.judging.evaluate import loops
+from newsjuice_pipelines.podcast.text import names, sentences, spoken_numbers, support
+from newsjuice_pipelines.podcast.text.sentences import ends_complete
+from newsjuice_pipelines.podcast.text.support import unsupported_names, unsupported_numbers
 from newsjuice_pipelines.runtime.provenance import fingerprint
 
 MAX_SCRIPT_WORDS = 300

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from newsjuice_pipelines.podcast.ledger import Ledger, LedgerUnavailable
-from newsjuice_pipelines.podcast.teacher import TeacherReply
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger, LedgerUnavailable
+from newsjuice_pipelines.podcast.teaching.teacher import TeacherReply
 
 Result = TypeVar("Result")
 

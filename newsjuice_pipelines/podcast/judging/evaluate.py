@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from newsjuice_pipelines.podcast.sentences import ends_complete, split_sentences
-from newsjuice_pipelines.podcast.support import name_support, number_support
+from newsjuice_pipelines.podcast.text.sentences import ends_complete, split_sentences
+from newsjuice_pipelines.podcast.text.support import name_support, number_support
 
 MIN_WORDS = 60
 MAX_WORDS = 300

@@ -12,7 +12,7 @@ from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.chunk_filters import SOURCE_COLUMNS
+from newsjuice_pipelines.podcast.sampling.chunk_filters import SOURCE_COLUMNS
 
 if TYPE_CHECKING:
     import psycopg

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from email.utils import parsedate_to_datetime
 from typing import Any
 
-from newsjuice_pipelines.podcast.teacher import RowRefused, TeacherRefused, TryAgain
+from newsjuice_pipelines.podcast.teaching.teacher import RowRefused, TeacherRefused, TryAgain
 
 _ADVICE = {
     400: "the request itself is wrong: check the model's settings",

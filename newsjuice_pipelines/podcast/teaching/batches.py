@@ -16,9 +16,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from newsjuice_pipelines.podcast.ledger import Ledger, OpenBatch, batch_owner, is_dead
-from newsjuice_pipelines.podcast.pacing import Backoff
-from newsjuice_pipelines.podcast.teacher import RowRefused, Teacher, TeacherRefused, TeacherReply, TryAgain
+from newsjuice_pipelines.podcast.teaching.ledger import Ledger, OpenBatch, batch_owner, is_dead
+from newsjuice_pipelines.podcast.teaching.pacing import Backoff
+from newsjuice_pipelines.podcast.teaching.teacher import RowRefused, Teacher, TeacherRefused, TeacherReply, TryAgain
 from newsjuice_pipelines.runtime.progress import format_duration
 
 logger = logging.getLogger("newsjuice.podcast")

@@ -1,0 +1,1 @@
+"""The student's scripts, how good and how fast they are, and the decision."""

@@ -1,0 +1,1 @@
+"""Reading English news: sentences, names, numbers, near-duplicates. Nothing here knows of models or scripts."""

@@ -1,0 +1,1 @@
+"""The student: base model, training data, LoRA adapter, and the merged model."""
