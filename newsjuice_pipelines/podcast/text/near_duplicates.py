@@ -51,29 +51,65 @@ class NearDuplicates:
         Raises:
             ValueError: `key` is held already.
         """
+        shingles, sketch = self._sketched(key, text)
+        similar = self._similar(shingles, sketch)
+        if similar:
+            return similar[0]
+        self._hold(key, shingles, sketch)
+        return None
+
+    def near(self, key: str, text: str) -> list[str]:
+        """The keys of all texts held that are near-duplicates of `text`, the most similar first; `text` is held as `key`.
+
+        For clusters: a text that is near to a near-duplicate only is found as well. A text without a word is not held.
+
+        Raises:
+            ValueError: `key` is held already.
+        """
+        shingles, sketch = self._sketched(key, text)
+        similar = self._similar(shingles, sketch)
+        self._hold(key, shingles, sketch)
+        return similar
+
+    def _sketched(self, key: str, text: str) -> tuple[NDArray[np.uint32], Any]:
         if key in self._shingles:
             raise ValueError(f"the text {key!r} is held already: give each text a key of its own.")
         shingles = shingle_hashes(text)
-        if not len(shingles):
-            return None
         sketch = self._blank.copy()
-        sketch.update_batch(shingles.tolist())
-        similar = [(jaccard(shingles, self._shingles[other]), other) for other in self._index.query(sketch)]
-        best, found = max(similar, default=(0.0, ""))  # the keys break ties: the index has no order
-        if best >= self.similarity:
-            return found
-        self._index.insert(key, sketch)
-        self._shingles[key] = shingles
-        return None
+        if len(shingles):
+            sketch.update_batch(shingles.tolist())
+        return shingles, sketch
+
+    def _similar(self, shingles: NDArray[np.uint32], sketch: Any) -> list[str]:
+        if not len(shingles):
+            return []
+        found = [(jaccard(shingles, self._shingles[other]), other) for other in self._index.query(sketch)]
+        # The keys break ties: the index has no order.
+        return [other for overlap, other in sorted(found, reverse=True) if overlap >= self.similarity]
+
+    def _hold(self, key: str, shingles: NDArray[np.uint32], sketch: Any) -> None:
+        if len(shingles):
+            self._index.insert(key, sketch)
+            self._shingles[key] = shingles
+
+
+def words(text: str) -> list[str]:
+    """The runs of letters and digits of the case-folded text: what texts are compared by."""
+    return re.findall(r"\w+", text.casefold())
+
+
+def shingles(text: str) -> list[str]:
+    """The text's runs of three words, in order and with repeats; a text shorter than that is one shingle."""
+    found = words(text)
+    starts = range(max(len(found) - SHINGLE_WORDS + 1, min(len(found), 1)))
+    return [" ".join(found[start : start + SHINGLE_WORDS]) for start in starts]
 
 
 def shingle_hashes(text: str) -> NDArray[np.uint32]:
-    """The distinct 32-bit hashes of the text's shingles, sorted; a text shorter than a shingle is one shingle."""
+    """The distinct 32-bit hashes of the text's shingles, sorted."""
     import numpy as np
 
-    words = re.findall(r"\w+", text.casefold())
-    starts = range(max(len(words) - SHINGLE_WORDS + 1, min(len(words), 1)))
-    hashes = [zlib.crc32(" ".join(words[start : start + SHINGLE_WORDS]).encode("utf-8", "replace")) for start in starts]
+    hashes = [zlib.crc32(shingle.encode("utf-8", "replace")) for shingle in shingles(text)]
     return np.unique(np.array(hashes, dtype=np.uint32))
 
 

@@ -5,13 +5,21 @@ Cutting an article to its token budget is `chat.py`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from newsjuice_pipelines.podcast.training.chat import plain_text
-
 Message = Mapping[str, str]
 IGNORED_LABEL = -100
+
+# Headings instead of control tokens (defect D4); the end token stays, for whether it is trained is a question of its own.
+PLAIN_TEMPLATE = """\
+{%- for message in messages %}
+{{- '### ' + message.role | capitalize + '\\n' + message.content }}
+{{- eos_token if message.role == 'assistant' else '\\n\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '### Assistant\\n' }}{% endif %}
+"""
 
 
 class ChatTemplateError(ValueError):
@@ -49,6 +57,15 @@ def end_token_ids(tokenizer: Any, generation_config: Any) -> list[int]:
     ids = {configured} if isinstance(configured, int) else set(configured or ())
     ids.add(tokenizer.eos_token_id)
     return sorted(ids - {None})
+
+
+def plain_text(text: str, tokenizer: Any) -> str:
+    """`text` without outer blanks, its control tokens (such as `<|im_end|>`) broken up so that they stay ordinary text."""
+    markers = [token for token in tokenizer.get_added_vocab() if token.strip() and not token.isalnum()]
+    if markers and any(marker in text for marker in markers):
+        pattern = re.compile("|".join(re.escape(marker) for marker in sorted(markers, key=len, reverse=True)))
+        text = pattern.sub(lambda found: f"{found.group()[0]} {found.group()[1:]}".rstrip(), text)
+    return text.strip()
 
 
 def _render(tokenizer: Any, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:

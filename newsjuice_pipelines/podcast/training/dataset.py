@@ -1,81 +1,75 @@
 """The student's training data: teacher scripts as chat messages, split so that no article is on two sides.
 
-Rows that belong together (one article, one text, or nearly one text) form a group, and whole groups are dealt out.
+What can be set is `dataset_config.py`, fitting a row to its token budget `chat.py`, grouping and dealing out `split.py`.
 """
 
 from __future__ import annotations
 
-import hashlib
+import csv
 import logging
-import re
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import random
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.training.chat import Message, token_count, training_messages
+from newsjuice_pipelines.podcast.training.chat import tokenizer_fingerprint, training_row
+from newsjuice_pipelines.podcast.training.chat_tokens import IGNORED_LABEL, encode_example
+from newsjuice_pipelines.podcast.training.dataset_config import DATASET_PRESETS, MIN_GROUPS, DatasetConfig, DatasetError
+from newsjuice_pipelines.podcast.training.dataset_figures import LENGTHS_FILE, write_token_lengths
+from newsjuice_pipelines.podcast.training.masked_rows import MASKED_ROWS_FILE, masked_rows
+from newsjuice_pipelines.podcast.training.split import SPLITS, group_rows, rank, shared_between_sides, split_draws, split_groups
 from newsjuice_pipelines.runtime.progress import Progress
+from newsjuice_pipelines.runtime.reports import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
+__all__ = [
+    "DATASET_COLUMNS",
+    "DATASET_PRESETS",
+    "DATASET_RECORD",
+    "LEFT_OUT_FILE",
+    "MIN_GROUPS",
+    "SPLITS",
+    "DatasetConfig",
+    "DatasetError",
+    "build_student_dataset",
+    "read_dataset_record",
+    "read_student_dataset",
+    "rows_without_end",
+]
+
 logger = logging.getLogger("newsjuice.podcast")
 
 DATASET_COLUMNS = ("chunk_id", "article_id", "chunk_text", "gemini_podcast_text", "prompt", "completion")
-SPLITS = ("train", "validation", "test")
-MIN_GROUPS = 3  # one for each split
+DATASET_RECORD = "dataset.json"
+LEFT_OUT_FILE = "left_out.csv"
 
-_SHINGLE_WORDS = 5
-_SHARED_SHINGLES = 0.5  # of the shorter text: above it two texts are taken for versions of one
-_COMMON_SHINGLE_ROWS = 20  # a passage in more rows than this is boilerplate (a footer, a byline), no sign of a copy
+_SCRIPT_COLUMNS = ["chunk_id", "article_id", "chunk_text", "gemini_podcast_text", "status"]
+_NAMED_ROWS = 5
 
-
-class DatasetError(ValueError):
-    """The teacher's scripts do not make a data set."""
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
-    """How teacher scripts become training rows."""
+class LeftOut:
+    """A script that is in no split, as `left_out.csv` lists it."""
 
-    max_tokens: int = 1024
-    """Tokens of prompt and script together; the article is cut to fit, the script never."""
-    validation_fraction: float = 0.1
-    """Part of the rows that chooses the checkpoint."""
-    test_fraction: float = 0.1
-    """Part of the rows that is kept for the final evaluation; the rest is for training."""
-    row_limit: int = 2000
-    """Most rows used, all splits together; the lowest ranked articles by hash are taken."""
-    seed: int = 42
-    """Decides the order of the rows and the split."""
-
-    def __post_init__(self) -> None:
-        fractions = (self.validation_fraction, self.test_fraction)
-        if min(fractions) <= 0 or sum(fractions) > 0.5:
-            raise DatasetError(
-                f"validation_fraction={fractions[0]} and test_fraction={fractions[1]} do not work: both must be above 0 and "
-                "together at most 0.5."
-            )
-        if self.max_tokens < 1 or self.row_limit < MIN_GROUPS:
-            raise DatasetError(
-                f"max_tokens={self.max_tokens}, row_limit={self.row_limit} do not work: at least 1 token and {MIN_GROUPS} rows."
-            )
-
-
-@dataclass
-class _Rows:
-    """Usable rows, and what happened to the others."""
-
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    tokens: dict[str, list[int]] = field(default_factory=lambda: {"prompt": [], "completion": [], "total": []})
-    too_long: list[str] = field(default_factory=list)
-    over_row_limit: int = 0
-    articles_cut: int = 0
+    chunk_id: str
+    article_id: str
+    reason: str
+    """`status …`, `repeated_chunk_id`, `over_row_limit`, `too_long` or `not_drawn`."""
+    tokens: int | None = None
+    """Of the whole row before any cut, for `too_long`."""
 
 
 def build_student_dataset(scripts: pd.DataFrame, tokenizer: Any, config: DatasetConfig, out: Path) -> dict[str, Any]:
-    """Write `train.parquet`, `validation.parquet` and `test.parquet` into `out`; returns counts and token percentiles.
+    """Write the three splits and what is to be seen of them into `out`; returns counts, token percentiles, leaked rows.
+
+    Beside `train.parquet`, `validation.parquet` and `test.parquet`: `dataset.json` (configuration, and the tokenizer the rows
+    were fitted with), `left_out.csv`, `masked_rows.md` and `token_lengths.png`.
 
     Args:
         scripts: teacher scripts (`TEACHER_COLUMNS`); only rows with status `ok` are used.
@@ -88,39 +82,38 @@ def build_student_dataset(scripts: pd.DataFrame, tokenizer: Any, config: Dataset
     """
     import pandas as pd
 
-    accepted = scripts[scripts["status"] == "ok"]
-    if accepted.empty:
-        counts = dict(Counter(scripts["status"])) or "no rows at all"
+    left_out: list[LeftOut] = []
+    usable = _usable_rows(scripts, config, left_out)
+    rows = _fitting_rows(usable, tokenizer, config, left_out)
+    if not rows:
         raise DatasetError(
-            f"no teacher script has status 'ok' ({counts}): materialise 'teacher_scripts' again and look at its reasons."
+            f"none of the {len(usable):,} scripts fits into max_tokens={config.max_tokens} with its article: raise max_tokens."
         )
-    unique = accepted.sort_values("chunk_id", kind="stable").drop_duplicates("chunk_id")
-    kept = _fit_rows(unique, tokenizer, config)
-    if not kept.rows:
-        raise DatasetError(
-            f"none of the {len(unique):,} scripts fits into max_tokens={config.max_tokens} with its article: raise max_tokens."
-        )
-    groups = group_rows(kept.rows)
-    parts = split_groups(groups, [row["chunk_id"] for row in kept.rows], config)
-    for name in SPLITS:
-        frame = pd.DataFrame([kept.rows[index] for index in parts[name]], columns=list(DATASET_COLUMNS))
+    groups = group_rows(rows, config.near_duplicate_similarity)
+    parts = {name: [rows[place] for place in places] for name, places in _split(rows, groups, config, left_out).items()}
+    frames = {name: pd.DataFrame(part, columns=list(DATASET_COLUMNS)) for name, part in parts.items()}
+    counts = {name: len(frame) for name, frame in frames.items()}
+    tokens = _token_counts([row for part in parts.values() for row in part])
+    for name, frame in frames.items():
         frame.to_parquet(out / f"{name}.parquet", index=False)
-    rows = {name: len(parts[name]) for name in SPLITS}
-    counted = ", ".join(f"{count} {name}" for name, count in rows.items())
-    logger.info("student dataset: %s rows in %d groups", counted, len(groups))
+    _write_left_out(left_out, out / LEFT_OUT_FILE)
+    examples = [(row["ids"], row["labels"]) for row in parts["train"]]
+    (out / MASKED_ROWS_FILE).write_text(masked_rows(tokenizer, examples), encoding="utf-8")
+    write_token_lengths(tokens, config.max_tokens, out / LENGTHS_FILE)
+    record = {"tokenizer": tokenizer_fingerprint(tokenizer), "config": asdict(config), "rows": counts}
+    write_json(out / DATASET_RECORD, record)
+    logger.info("student dataset: %s, in %d groups", ", ".join(f"{count} {name}" for name, count in counts.items()), len(groups))
     return {
-        "rows": rows,
+        "rows": counts,
         "groups": len(groups),
+        "largest_group": max(map(len, groups)),
         "rows_in": len(scripts),
-        "dropped": {
-            "status": {str(status): count for status, count in sorted(Counter(scripts["status"]).items()) if status != "ok"},
-            "repeated_chunk_id": len(accepted) - len(unique),
-            "over_row_limit": kept.over_row_limit,
-            "too_long": len(kept.too_long),
-        },
-        "too_long_chunk_ids": kept.too_long,
-        "articles_cut": kept.articles_cut,
-        "tokens": {name: _percentiles(values) for name, values in kept.tokens.items()},
+        "dropped": _counted(left_out),
+        "too_long_chunk_ids": [row.chunk_id for row in left_out if row.reason == "too_long"][:_NAMED_ROWS],
+        "articles_cut": sum(row["article_cut"] for part in parts.values() for row in part),
+        "rows_without_end_token": sum(not _ends(row["labels"], tokenizer) for part in parts.values() for row in part),
+        "leaked_rows": shared_between_sides(frames, config.near_duplicate_similarity).leaked_rows,
+        "tokens": {name: _percentiles(values) for name, values in tokens.items()},
     }
 
 
@@ -131,116 +124,106 @@ def read_student_dataset(path: Path) -> dict[str, pd.DataFrame]:
     return {name: pd.read_parquet(path / f"{name}.parquet") for name in SPLITS}
 
 
-def group_rows(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Indices of `rows` that must stay together: same article, same text, or texts that share half of their passages."""
-    parent = list(range(len(rows)))
+def read_dataset_record(path: Path) -> dict[str, Any]:
+    """`tokenizer` (fingerprint), `config` and `rows` of the data set in `path`.
 
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    def join(members: Iterable[int]) -> None:
-        first, *others = members
-        for other in others:
-            parent[root(other)] = root(first)
-
-    same: dict[tuple[str, str], list[int]] = defaultdict(list)
-    words = [re.findall(r"\w+", row["chunk_text"].casefold()) for row in rows]
-    for index, row in enumerate(rows):
-        same["article", row["article_id"]].append(index)
-        same["text", " ".join(words[index])].append(index)
-    for members in same.values():
-        join(members)
-    for pair in _near_duplicates(words):
-        join(pair)
-    groups: dict[int, list[int]] = defaultdict(list)
-    for index in range(len(rows)):
-        groups[root(index)].append(index)
-    return list(groups.values())
-
-
-def split_groups(groups: Sequence[Sequence[int]], ids: Sequence[str], config: DatasetConfig) -> dict[str, list[int]]:
-    """Deal whole groups into train, validation and test by a hash of their ids; each split gets at least one group.
-
-    The result depends on the set of ids and the seed alone, not on the order of the rows.
+    Raises:
+        DatasetError: the folder has no record.
     """
-    if len(groups) < MIN_GROUPS:
+    if not (path / DATASET_RECORD).is_file():
+        raise DatasetError(f"the data set in {path} has no {DATASET_RECORD}: materialise 'student_dataset' again.")
+    return read_json(path / DATASET_RECORD)
+
+
+def rows_without_end(frame: pd.DataFrame, tokenizer: Any) -> list[str]:
+    """Chunk ids of the rows whose labels do not end with the tokenizer's end token, so that they do not teach to stop."""
+    rows = zip(frame["chunk_id"], frame["prompt"], frame["completion"], strict=True)
+    return [
+        str(chunk_id)
+        for chunk_id, prompt, completion in rows
+        if not _ends(encode_example(tokenizer, list(prompt), list(completion))[1], tokenizer)
+    ]
+
+
+def _usable_rows(scripts: pd.DataFrame, config: DatasetConfig, left_out: list[LeftOut]) -> list[Row]:
+    """The scripts that may be used, each chunk once, lowest ranked articles first."""
+    values = scripts[_SCRIPT_COLUMNS].itertuples(index=False, name=None)
+    records: list[Row] = [dict(zip(_SCRIPT_COLUMNS, row, strict=True)) for row in values]
+    accepted = [row for row in records if row["status"] == "ok" or config.keep_failed_scripts]
+    if not accepted:
+        counts = dict(Counter(scripts["status"])) or "no rows at all"
         raise DatasetError(
-            f"the {len(ids):,} usable scripts come from only {len(groups)} independent article(s), and a split needs at least "
-            f"{MIN_GROUPS}: materialise more days of 'teacher_scripts', or raise the sample size."
+            f"no teacher script has status 'ok' ({counts}): materialise 'teacher_scripts' again and look at its reasons."
         )
-    keyed = sorted((_rank(config.seed, "split", min(ids[index] for index in group)), list(group)) for group in groups)
-    targets = {
-        "test": max(1, round(len(ids) * config.test_fraction)),
-        "validation": max(1, round(len(ids) * config.validation_fraction)),
-    }
-    parts: dict[str, list[list[int]]] = {name: [] for name in SPLITS}
-    for _, group in keyed:
-        fitting = (name for name, target in targets.items() if sum(map(len, parts[name])) + len(group) <= target)
-        parts[next(fitting, "train")].append(group)
-    for name in SPLITS:
-        if not parts[name]:  # groups too large for this split, or too few: the smallest spare one serves
-            donor = max(parts.values(), key=len)
-            smallest = min(donor, key=len)
-            donor.remove(smallest)
-            parts[name].append(smallest)
-    return {
-        name: sorted(
-            (index for group in parts[name] for index in group), key=lambda index: _rank(config.seed, "order", ids[index])
-        )
-        for name in SPLITS
-    }
+    if not config.keep_failed_scripts:
+        left_out += [LeftOut(*_ids(row), f"status {row['status']}") for row in records if row["status"] != "ok"]
+    # Of one chunk's rows the first by status and text is used, whatever the order of the table.
+    accepted.sort(key=lambda row: (row["chunk_id"], row["status"] != "ok", row["chunk_text"], row["gemini_podcast_text"]))
+    unique: dict[str, Row] = {}
+    for row in accepted:
+        if unique.setdefault(row["chunk_id"], row) is not row:
+            left_out.append(LeftOut(*_ids(row), "repeated_chunk_id"))
+    return sorted(unique.values(), key=lambda row: (rank(config.seed, "row", row["article_id"]), row["chunk_id"]))
 
 
-def _fit_rows(scripts: pd.DataFrame, tokenizer: Any, config: DatasetConfig) -> _Rows:
-    """Rows as chat messages, lowest ranked articles first, until the row limit is reached."""
-    kept = _Rows()
-    columns = ["chunk_id", "article_id", "chunk_text", "gemini_podcast_text"]
-    records: list[dict[str, Any]] = [dict(zip(columns, row, strict=True)) for row in scripts[columns].itertuples(index=False)]
-    records.sort(key=lambda row: (_rank(config.seed, "row", row["article_id"]), row["chunk_id"]))
-    progress = Progress("student dataset", len(records), "rows")
-    for row in records:
-        if len(kept.rows) >= config.row_limit:
-            kept.over_row_limit += 1
+def _fitting_rows(usable: Sequence[Row], tokenizer: Any, config: DatasetConfig, left_out: list[LeftOut]) -> list[Row]:
+    """Rows with `prompt` and `completion`, until the row limit is reached; random draws choose later."""
+    limit = len(usable) if config.random_draws else config.row_limit
+    rows: list[Row] = []
+    progress = Progress("student dataset", len(usable), "rows")
+    for row in usable:
+        if len(rows) >= limit:
+            left_out.append(LeftOut(*_ids(row), "over_row_limit"))
         else:
-            messages = training_messages(row["chunk_text"], row["gemini_podcast_text"], tokenizer, config.max_tokens)
-            if messages is None:
-                kept.too_long.append(row["chunk_id"])
+            texts = row["chunk_text"], row["gemini_podcast_text"]
+            fitted = training_row(*texts, tokenizer, config.max_tokens if config.fit_articles else None, config.prompt_version)
+            if fitted is None:
+                whole = training_row(*texts, tokenizer, None, config.prompt_version)
+                left_out.append(LeftOut(*_ids(row), "too_long", len(whole.ids) if whole else None))
             else:
-                _keep(kept, row, *messages, tokenizer)
+                rows.append({**row, **vars(fitted)})
         progress.advance()
-    return kept
+    return rows
 
 
-def _keep(kept: _Rows, row: Mapping[str, Any], prompt: list[Message], completion: list[Message], tokenizer: Any) -> None:
-    kept.rows.append({**row, "prompt": prompt, "completion": completion})
-    kept.articles_cut += len(prompt[-1]["content"].split()) < len(row["chunk_text"].split())
-    prompt_tokens = token_count(prompt, tokenizer, for_generation=True)
-    total = token_count([*prompt, *completion], tokenizer)
-    for name, value in (("prompt", prompt_tokens), ("completion", total - prompt_tokens), ("total", total)):
-        kept.tokens[name].append(value)
+def _split(
+    rows: Sequence[Row], groups: Sequence[Sequence[int]], config: DatasetConfig, left_out: list[LeftOut]
+) -> dict[str, list[int]]:
+    """Places in `rows` by split."""
+    if not config.random_draws:
+        return split_groups(groups, [row["chunk_id"] for row in rows], config)
+    draws = random.Random(config.seed).choices(range(len(rows)), k=min(config.row_limit, len(rows)))
+    left_out += [LeftOut(*_ids(rows[place]), "not_drawn") for place in sorted(set(range(len(rows))) - set(draws))]
+    return split_draws(draws, config)
 
 
-def _near_duplicates(words: Sequence[Sequence[str]]) -> list[tuple[int, int]]:
-    """Pairs of texts that share at least half of the shorter one's five-word passages; boilerplate does not count."""
-    where: dict[int, list[int]] = defaultdict(list)
-    sizes: list[int] = []
-    for index, text in enumerate(words):
-        shingles = {hash(tuple(text[start : start + _SHINGLE_WORDS])) for start in range(len(text) - _SHINGLE_WORDS + 1)}
-        sizes.append(len(shingles))
-        for shingle in shingles:
-            where[shingle].append(index)
-    shared: Counter[tuple[int, int]] = Counter()
-    for members in where.values():
-        if 1 < len(members) <= _COMMON_SHINGLE_ROWS:
-            shared.update((first, second) for place, first in enumerate(members) for second in members[place + 1 :])
-    return [pair for pair, count in shared.items() if count >= _SHARED_SHINGLES * min(sizes[pair[0]], sizes[pair[1]])]
+def _token_counts(rows: Sequence[Row]) -> dict[str, list[int]]:
+    """Tokens of prompt, completion and both, a number for each row."""
+    prompt = [row["labels"].count(IGNORED_LABEL) for row in rows]
+    total = [len(row["ids"]) for row in rows]
+    return {"prompt": prompt, "completion": [whole - part for whole, part in zip(total, prompt, strict=True)], "total": total}
 
 
-def _rank(seed: int, purpose: str, name: str) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}|{purpose}|{name}".encode()).digest()[:8])
+def _ends(labels: Sequence[int], tokenizer: Any) -> bool:
+    return bool(labels) and labels[-1] == tokenizer.eos_token_id
+
+
+def _ids(row: Row) -> tuple[str, str]:
+    return row["chunk_id"], row["article_id"]
+
+
+def _counted(left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    counts = Counter(row.reason for row in left_out)
+    status = {reason.removeprefix("status "): count for reason, count in sorted(counts.items()) if reason.startswith("status ")}
+    reasons = ("repeated_chunk_id", "over_row_limit", "too_long", "not_drawn")
+    return {"status": status, **{reason: counts[reason] for reason in reasons}}
+
+
+def _write_left_out(left_out: Sequence[LeftOut], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(item.name for item in fields(LeftOut))
+        writer.writerows(sorted(astuple(row) for row in left_out))
 
 
 def _percentiles(values: Sequence[int]) -> dict[str, int]:

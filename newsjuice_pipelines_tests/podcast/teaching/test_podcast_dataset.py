@@ -1,27 +1,29 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import copy
+import csv
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from newsjuice_pipelines.podcast.teaching.extractive import ExtractiveTeacher
 from newsjuice_pipelines.podcast.teaching.teacher_table import teacher_table
+from newsjuice_pipelines.podcast.training.chat import tokenizer_fingerprint
 from newsjuice_pipelines.podcast.training.dataset import (
     DATASET_COLUMNS,
+    DATASET_PRESETS,
     SPLITS,
     DatasetConfig,
     DatasetError,
     build_student_dataset,
-    group_rows,
+    read_dataset_record,
     read_student_dataset,
-    split_groups,
+    rows_without_end,
 )
+from newsjuice_pipelines.podcast.training.split import shared_between_sides
 
 
 @pytest.fixture(scope="module")
@@ -39,13 +41,20 @@ def scripts(demo_articles: list[dict[str, Any]]) -> pd.DataFrame:
     return teacher_table(chunks, keys, replies, teacher)
 
 
+@pytest.fixture(scope="module")
+def built(scripts: pd.DataFrame, tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """The folder and the facts of the data set with the default configuration."""
+    folder = tmp_path_factory.mktemp("dataset")
+    return folder, build_student_dataset(scripts, tokenizer, DatasetConfig(), folder)
+
+
 def ids(splits: dict[str, pd.DataFrame]) -> dict[str, list[str]]:
     return {name: frame["chunk_id"].tolist() for name, frame in splits.items()}
 
 
-def test_the_demo_corpus_becomes_three_splits(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
-    facts = build_student_dataset(scripts, tokenizer, DatasetConfig(), tmp_path)
-    splits = read_student_dataset(tmp_path)
+def test_the_demo_corpus_becomes_three_splits(scripts: pd.DataFrame, built: tuple[Path, dict[str, Any]]) -> None:
+    folder, facts = built
+    splits = read_student_dataset(folder)
     assert facts["rows"] == {name: len(splits[name]) for name in SPLITS}
     assert sum(facts["rows"].values()) == len(scripts)
     assert facts["rows"]["validation"] == facts["rows"]["test"] == 5
@@ -53,27 +62,26 @@ def test_the_demo_corpus_becomes_three_splits(scripts: pd.DataFrame, tokenizer: 
     assert facts["tokens"]["total"]["max"] <= 1024
 
 
-def test_messages_survive_the_parquet_file(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
-    build_student_dataset(scripts, tokenizer, DatasetConfig(), tmp_path)
-    row = read_student_dataset(tmp_path)["test"].iloc[0]
+def test_messages_survive_the_parquet_file(built: tuple[Path, dict[str, Any]]) -> None:
+    row = read_student_dataset(built[0])["test"].iloc[0]
     assert [message["role"] for message in row["prompt"]] == ["system", "user"]
     assert [dict(message) for message in row["completion"]] == [{"role": "assistant", "content": row["gemini_podcast_text"]}]
 
 
-def test_the_split_does_not_depend_on_the_order_of_the_rows(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
-    (first := tmp_path / "first").mkdir()
-    (second := tmp_path / "second").mkdir()
-    build_student_dataset(scripts, tokenizer, DatasetConfig(), first)
-    build_student_dataset(scripts.sample(frac=1, random_state=3), tokenizer, DatasetConfig(), second)
-    assert ids(read_student_dataset(first)) == ids(read_student_dataset(second))
+def test_the_data_set_does_not_depend_on_the_order_of_the_rows(
+    scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path, built: tuple[Path, dict[str, Any]]
+) -> None:
+    build_student_dataset(scripts.sample(frac=1, random_state=3), tokenizer, DatasetConfig(), tmp_path)
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert len(files) == 7
+    assert all((tmp_path / name).read_bytes() == (built[0] / name).read_bytes() for name in files)
 
 
-def test_another_seed_is_another_split(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
-    (first := tmp_path / "first").mkdir()
-    (second := tmp_path / "second").mkdir()
-    build_student_dataset(scripts, tokenizer, DatasetConfig(), first)
-    build_student_dataset(scripts, tokenizer, DatasetConfig(seed=7), second)
-    assert set(ids(read_student_dataset(first))["test"]) != set(ids(read_student_dataset(second))["test"])
+def test_another_seed_is_another_split(
+    scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path, built: tuple[Path, dict[str, Any]]
+) -> None:
+    build_student_dataset(scripts, tokenizer, DatasetConfig(seed=7), tmp_path)
+    assert set(ids(read_student_dataset(built[0]))["test"]) != set(ids(read_student_dataset(tmp_path))["test"])
 
 
 def test_only_accepted_scripts_are_used_and_the_others_counted(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
@@ -108,46 +116,127 @@ def test_cut_articles_are_counted(scripts: pd.DataFrame, tokenizer: Any, tmp_pat
     assert facts["tokens"]["total"]["max"] <= 500
 
 
-def test_a_near_copy_stays_with_its_original(demo_articles: list[dict[str, Any]]) -> None:
-    text = demo_articles[0]["content"]
-    copy = "Updated version. " + text.replace("seven", "eight")
-    rows = [
-        {"article_id": "a", "chunk_text": text},
-        {"article_id": "b", "chunk_text": demo_articles[1]["content"]},
-        {"article_id": "c", "chunk_text": copy},
-    ]
-    assert sorted(map(sorted, group_rows(rows))) == [[0, 2], [1]]
+def left_out(folder: Path) -> list[dict[str, str]]:
+    with (folder / "left_out.csv").open(encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
 
 
-def test_a_shared_footer_does_not_join_articles(demo_articles: list[dict[str, Any]]) -> None:
-    footer = " Subscribe to our newsletter for more stories from the campus, the town and the river valley every single week."
-    rows = [{"article_id": str(index), "chunk_text": a["content"] + footer} for index, a in enumerate(demo_articles)]
-    assert len(group_rows(rows)) == len(rows)
+def test_every_row_that_is_left_out_is_listed_with_its_reason(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
+    marked = scripts.assign(status=["blocked", "rejected", *["ok"] * (len(scripts) - 2)])
+    marked.loc[2, "gemini_podcast_text"] = "This goes on and on. " * 400
+    several = pd.concat([marked, marked[5:6]])
+    facts = build_student_dataset(several, tokenizer, DatasetConfig(row_limit=40), tmp_path)
+    listed = left_out(tmp_path)
+    reasons = {row["chunk_id"]: row["reason"] for row in listed}
+    first, second, third, _, _, again = marked["chunk_id"][:6]
+    assert (reasons[first], reasons[second]) == ("status blocked", "status rejected")
+    assert reasons[third] == "too_long"
+    assert reasons[again] in ("repeated_chunk_id", "over_row_limit")
+    assert [int(row["tokens"]) > 1024 for row in listed if row["reason"] == "too_long"] == [True]
+    assert len(listed) + sum(facts["rows"].values()) == facts["rows_in"] == len(several)
+    dropped = facts["dropped"]
+    assert sum(dropped["status"].values()) + sum(dropped[name] for name in dropped if name != "status") == len(listed)
 
 
-def test_two_chunks_of_one_article_stay_together() -> None:
-    rows = [{"article_id": "a", "chunk_text": "one thing"}, {"article_id": "a", "chunk_text": "another thing"}]
-    assert group_rows(rows) == [[0, 1]]
+def test_of_one_chunk_the_same_row_is_used_whatever_the_order(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
+    other = scripts[:6].assign(gemini_podcast_text="Another script about it. Goodbye.")
+    found = []
+    for name, table in (("first", [scripts[:12], other]), ("second", [other, scripts[:12]])):
+        (tmp_path / name).mkdir()
+        build_student_dataset(pd.concat(table), tokenizer, DatasetConfig(), tmp_path / name)
+        found.append(
+            {name: frame["gemini_podcast_text"].tolist() for name, frame in read_student_dataset(tmp_path / name).items()}
+        )
+    assert found[0] == found[1]
 
 
-@settings(max_examples=60)
-@given(
-    sizes=st.lists(st.integers(1, 12), min_size=3, max_size=40),
-    seed=st.integers(0, 99),
-    fraction=st.sampled_from([0.05, 0.1, 0.25]),
-)
-def test_every_split_has_a_row_and_no_group_is_torn(sizes: list[int], seed: int, fraction: float) -> None:
-    config = DatasetConfig(validation_fraction=fraction, test_fraction=fraction, seed=seed)
-    numbers = iter(range(sum(sizes)))
-    groups = [[next(numbers) for _ in range(size)] for size in sizes]
-    names = [f"row{number}" for number in range(sum(sizes))]
-    parts = split_groups(groups, names, config)
-    assert sorted(index for part in parts.values() for index in part) == list(range(sum(sizes)))
-    where = {index: name for name, part in parts.items() for index in part}
-    assert all(len({where[index] for index in group}) == 1 for group in groups)
-    assert all(parts.values())
-    random.Random(seed).shuffle(groups)
-    assert split_groups(groups, names, config) == parts
+def test_near_duplicates_are_dealt_out_together(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
+    copies = scripts.assign(
+        chunk_id=scripts["chunk_id"] + "b", article_id=scripts["article_id"] + "b", chunk_text="Updated. " + scripts["chunk_text"]
+    )
+    facts = build_student_dataset(pd.concat([scripts, copies]), tokenizer, DatasetConfig(), tmp_path)
+    assert facts["groups"] == len(scripts)
+    assert facts["largest_group"] == 2
+    assert facts["leaked_rows"] == 0
+
+
+def test_the_folder_shows_the_rows_before_training(built: tuple[Path, dict[str, Any]]) -> None:
+    page = (built[0] / "masked_rows.md").read_text(encoding="utf-8")
+    for script in read_student_dataset(built[0])["train"]["gemini_podcast_text"][:2]:
+        assert f"```text\n{script}<|im_end|>\n```" in page
+    assert (built[0] / "token_lengths.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_folder_says_which_tokenizer_and_configuration_made_it(built: tuple[Path, dict[str, Any]], tokenizer: Any) -> None:
+    folder, facts = built
+    record = read_dataset_record(folder)
+    assert record["tokenizer"] == tokenizer_fingerprint(tokenizer)
+    assert DatasetConfig(**record["config"]) == DatasetConfig()
+    assert record["rows"] == facts["rows"]
+
+
+def test_a_folder_without_its_record_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DatasetError, match="materialise 'student_dataset' again"):
+        read_dataset_record(tmp_path)
+
+
+def test_rows_without_their_end_token_are_named(
+    scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path, built: tuple[Path, dict[str, Any]]
+) -> None:
+    train = read_student_dataset(built[0])["train"]
+    assert built[1]["rows_without_end_token"] == 0
+    assert rows_without_end(train, tokenizer) == []
+    endless = copy.deepcopy(tokenizer)
+    endless.chat_template = tokenizer.chat_template.replace("lstrip('\\n') + '<|im_end|>\\n'", "lstrip('\\n')")
+    assert endless.chat_template != tokenizer.chat_template
+    assert rows_without_end(train, endless) == train["chunk_id"].tolist()
+    facts = build_student_dataset(scripts[:10], endless, DatasetConfig(), tmp_path)
+    assert facts["rows_without_end_token"] == 10
+
+
+def test_the_original_preset_has_its_split_and_its_prompt(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
+    preset = DATASET_PRESETS["original"]
+    assert round(preset.row_limit * (preset.validation_fraction + preset.test_fraction)) == 200
+    facts = build_student_dataset(scripts[:12], tokenizer, preset, tmp_path)
+    row = read_student_dataset(tmp_path)["train"].iloc[0]
+    assert row["prompt"][0]["content"].startswith("You are the host of a news podcast.")
+    assert facts["tokens"]["total"]["max"] <= preset.max_tokens
+
+
+def test_presets_hold_no_defect() -> None:
+    for preset in DATASET_PRESETS.values():
+        assert (preset.fit_articles, preset.keep_failed_scripts, preset.random_draws) == (True, False, False)
+
+
+def test_without_fitting_articles_go_in_whole(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
+    facts = build_student_dataset(scripts[:12], tokenizer, DatasetConfig(max_tokens=300, fit_articles=False), tmp_path)
+    assert facts["articles_cut"] == facts["dropped"]["too_long"] == 0
+    assert facts["tokens"]["total"]["max"] > 300
+    assert all(row["prompt"][-1]["content"] == row["chunk_text"] for _, row in read_student_dataset(tmp_path)["train"].iterrows())
+
+
+def test_failed_scripts_are_kept_as_they_are_when_asked(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
+    failed = scripts[:12].assign(status="ok")
+    failed.loc[:3, ["status", "gemini_podcast_text"]] = ["failed", ""]
+    facts = build_student_dataset(failed, tokenizer, DatasetConfig(keep_failed_scripts=True), tmp_path)
+    rows = pd.concat(read_student_dataset(tmp_path).values())
+    assert len(rows) == 12
+    assert (rows["gemini_podcast_text"] == "").sum() == 4
+    assert facts["dropped"]["status"] == {}
+
+
+def test_random_draws_leak_and_the_facts_say_so(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
+    config = DatasetConfig(random_draws=True, validation_fraction=0.2, test_fraction=0.2)
+    facts = build_student_dataset(scripts, tokenizer, config, tmp_path)
+    splits = read_student_dataset(tmp_path)
+    proof = shared_between_sides(splits, config.near_duplicate_similarity)
+    assert sum(facts["rows"].values()) == len(scripts)
+    assert facts["leaked_rows"] == proof.leaked_rows > 0
+    assert set(splits["train"]["chunk_id"]) & set(splits["test"]["chunk_id"])
+    drawn = {chunk_id for frame in splits.values() for chunk_id in frame["chunk_id"]}
+    listed = left_out(tmp_path)
+    assert {row["reason"] for row in listed} == {"not_drawn"}
+    assert drawn | {row["chunk_id"] for row in listed} == set(scripts["chunk_id"])
 
 
 def test_too_few_articles_are_refused_with_what_to_do(scripts: pd.DataFrame, tokenizer: Any, tmp_path: Path) -> None:
@@ -162,7 +251,19 @@ def test_scripts_without_one_accepted_are_refused_with_their_statuses(
         build_student_dataset(scripts.assign(status="failed"), tokenizer, DatasetConfig(), tmp_path)
 
 
-@pytest.mark.parametrize("wrong", [{"test_fraction": 0.0}, {"validation_fraction": 0.45}, {"row_limit": 2}, {"max_tokens": 0}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"test_fraction": 0.0},
+        {"validation_fraction": 0.45},
+        {"validation_fraction": float("nan")},
+        {"row_limit": 2},
+        {"max_tokens": 0},
+        {"prompt_version": "v1"},
+        {"near_duplicate_similarity": 0.0},
+        {"near_duplicate_similarity": 1.1},
+    ],
+)
 def test_a_configuration_that_cannot_work_is_refused(wrong: dict[str, Any]) -> None:
-    with pytest.raises(DatasetError, match="do not work"):
+    with pytest.raises(DatasetError, match=r"do(es)? not work"):
         DatasetConfig(**wrong)

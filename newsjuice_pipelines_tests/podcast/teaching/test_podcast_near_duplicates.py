@@ -53,6 +53,33 @@ def test_a_near_duplicate_is_not_held_so_that_edits_do_not_chain() -> None:
     assert held.add("twice", " ".join(twice)) is None
 
 
+def test_near_names_all_similar_texts_and_holds_every_text_so_that_edits_chain() -> None:
+    words = text_of(6)
+    once, twice = ([*text_of(7)[:edited], *words[edited:]] for edited in (16, 32))
+    held = NearDuplicates()
+    assert held.near("first", " ".join(words)) == []
+    assert held.near("once", " ".join(once)) == ["first"]
+    assert held.near("twice", " ".join(twice)) == ["once"]
+    again = held.near("again", " ".join(once))
+    assert again[0] == "once"
+    assert sorted(again[1:]) == ["first", "twice"]
+
+
+def test_add_finds_what_near_holds() -> None:
+    held = NearDuplicates()
+    held.near("first", " ".join(text_of(1)))
+    assert held.add("second", " ".join(text_of(1))) == "first"
+
+
+def test_near_uses_a_key_once_and_holds_no_text_without_a_word() -> None:
+    held = NearDuplicates()
+    assert held.near("blank", "!!!") == []
+    assert held.near("blank", "...") == []
+    held.near("a", "one two three four")
+    with pytest.raises(ValueError, match="'a' is held already"):
+        held.near("a", "five six seven eight")
+
+
 @pytest.mark.parametrize("similarity", [0.3, 0.5, 0.8, 0.9, 0.95])
 def test_exactly_the_pairs_at_or_above_the_limit_are_found(similarity: float) -> None:
     for trial in range(60):
