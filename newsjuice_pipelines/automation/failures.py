@@ -8,10 +8,11 @@ import dagster as dg
 from newsjuice_pipelines.classification.models import ModelUnavailable
 from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
 from newsjuice_pipelines.podcast.teaching.teacher import TeacherRefused
+from newsjuice_pipelines.podcast.training.training_log import TrainingDiverged
 from newsjuice_pipelines.runtime.artifacts import ArtifactError
 
 # A second try cannot mend these. Bad input and bad settings are `ValueError`s in the domain packages.
-PERMANENT = (ValueError, ArtifactError, SourceTableError, TeacherRefused, ModelUnavailable)
+PERMANENT = (ValueError, ArtifactError, SourceTableError, TeacherRefused, ModelUnavailable, TrainingDiverged)
 
 
 @contextmanager

@@ -1,9 +1,15 @@
-"""Which device and number format this machine should use."""
+"""Which device and number format this machine should use, and how much memory is left on it."""
 
 from __future__ import annotations
 
 import os
+import sys
 from dataclasses import dataclass
+from pathlib import Path
+
+CGROUP = Path("/sys/fs/cgroup")
+# Whether training in bf16 beats fp32 on processors that compute in it (AMX, AVX512-BF16).
+BFLOAT16_PAYS_ON_CPU = False
 
 
 @dataclass(frozen=True)
@@ -16,12 +22,52 @@ class Device:
     memory_gib: float | None = None
 
 
-def best_device() -> Device:
-    """The first CUDA device when there is one, else the CPU; bf16 where the hardware computes in it, fp16 on older GPUs."""
+def best_device(index: int = 0) -> Device:
+    """The CUDA device `index` when there is one, else the CPU; bf16 where the hardware computes in it, fp16 on older GPUs."""
     import torch
 
     if torch.cuda.is_available():
-        properties = torch.cuda.get_device_properties(0)
-        dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
+        properties = torch.cuda.get_device_properties(index)
+        with torch.cuda.device(index):
+            dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
         return Device("cuda", properties.name, dtype, properties.total_memory / 2**30)
-    return Device("cpu", f"{os.cpu_count()} CPU cores", "float32")
+    dtype = "bfloat16" if BFLOAT16_PAYS_ON_CPU and cpu_computes_in_bfloat16() else "float32"
+    return Device("cpu", f"{os.cpu_count()} CPU cores", dtype)
+
+
+def cpu_computes_in_bfloat16() -> bool:
+    """Whether the processor has instructions for bf16 products (AMX or AVX512-BF16), so that they are not emulated."""
+    import torch
+
+    abilities = torch.cpu.get_capabilities()
+    return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
+
+
+def free_memory_bytes(device: str, index: int = 0) -> int:
+    """Memory that can still be taken: of the CUDA device `index`, or of this machine within its container's limit."""
+    if device == "cuda":
+        import torch
+
+        free: int = torch.cuda.mem_get_info(index)[0]
+        return free
+    import psutil
+
+    available: int = psutil.virtual_memory().available
+    try:
+        limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+    except (OSError, ValueError):  # not Linux, or no container
+        return available
+    return available if limit == "max" else min(available, max(0, int(limit) - used))
+
+
+def peak_memory_mib(device: str) -> int:
+    """The most memory this process has held: allocated on the CUDA device, or resident on the CPU."""
+    if device == "cuda":
+        import torch
+
+        return int(torch.cuda.max_memory_allocated() / 2**20)
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak // 2**20 if sys.platform == "darwin" else peak // 2**10  # bytes there, KiB on Linux

@@ -33,6 +33,11 @@ class TrackedRun:
         """The run's web page; None when offline or not tracked."""
         return None if self._run is None else (self._run.url or None)
 
+    @property
+    def folder(self) -> str | None:
+        """The run's local folder, which `wandb sync` sends later; None when not tracked."""
+        return None if self._run is None else str(Path(self._run.dir).parent)
+
     def log(self, values: Mapping[str, Any]) -> None:
         """Send numbers; after a failure the run goes on untracked."""
         if self._run is None:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
+from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint, start_fresh_unless_same
 
 
 def save(scratch: Path, step: int, weights: str = "model.safetensors") -> Path:
@@ -43,3 +43,28 @@ def test_other_folders_are_no_checkpoints(tmp_path: Path) -> None:
 
     assert last_whole_checkpoint(tmp_path) is None
     assert last_whole_checkpoint(tmp_path / "missing") is None
+
+
+def test_checkpoints_of_the_same_run_are_kept(tmp_path: Path) -> None:
+    start_fresh_unless_same(tmp_path, {"seed": 1, "data": "a"})
+    kept = save(tmp_path, 8)
+
+    start_fresh_unless_same(tmp_path, {"seed": 1, "data": "a"})
+
+    assert last_whole_checkpoint(tmp_path) == kept
+
+
+@pytest.mark.parametrize("recorded", ['{"seed": 1, "data": "a"}', '{"torn', None])
+def test_checkpoints_of_another_or_an_unknown_run_are_deleted(
+    tmp_path: Path, recorded: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 8)
+    if recorded is not None:
+        (tmp_path / "run.json").write_text(recorded, encoding="utf-8")
+
+    with caplog.at_level("INFO"):
+        start_fresh_unless_same(tmp_path, {"seed": 1, "data": "b"})
+
+    assert last_whole_checkpoint(tmp_path) is None
+    assert "data" in caplog.text
+    assert '"data": "b"' in (tmp_path / "run.json").read_text(encoding="utf-8")

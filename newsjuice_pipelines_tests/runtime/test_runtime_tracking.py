@@ -13,7 +13,9 @@ def test_an_offline_run_is_written_below_its_folder(tmp_path: Path) -> None:
         run.log({"loss": 1.5})
         assert run.active
         assert run.url is None
+        assert run.folder is not None
 
+    assert (tmp_path / "wandb") == Path(run.folder).parent
     assert list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
 
 

@@ -1,13 +1,17 @@
 """A really trained micro Qwen3, a small data set, and an adapter tuned on it: made once for the student's tests."""
 
+import json
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from newsjuice_pipelines.podcast.training.base_model import load_tokenizer
+from newsjuice_pipelines.podcast.training.chat import tokenizer_fingerprint
 from newsjuice_pipelines.podcast.training.finetune import FinetuneConfig, train_adapter
 from newsjuice_pipelines.podcast.training.merge import merge_adapter
 from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig, build_tiny
@@ -25,7 +29,9 @@ MICRO = TinyConfig(
     sequence_tokens=64,
     learning_rate=5e-3,
 )
-TUNING = FinetuneConfig(lora_rank=16, epochs=12, learning_rate=5e-3, max_length=256, packing=False, batch_size=2)
+TUNING = FinetuneConfig(
+    lora_rank=16, lora_alpha=32, epochs=12, learning_rate=5e-3, max_length=256, packing=False, batch_size=2, accumulation_steps=1
+)
 PLACES = ("the harbour", "the town hall", "the old library", "the river bank", "the market square")
 PEOPLE = ("The mayor", "A teacher", "The council", "A young engineer", "The museum")
 DEEDS = ("opened a new bridge", "painted a long wall", "counted the birds", "repaired an old clock", "planted thirty trees")
@@ -58,12 +64,6 @@ def make_article() -> Callable[[int], str]:
 
 
 @pytest.fixture(scope="session")
-def make_dataset() -> Callable[..., Path]:
-    """Writes a student data set into a folder."""
-    return write_dataset
-
-
-@pytest.fixture(scope="session")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A micro base model."""
     folder = tmp_path_factory.mktemp("base")
@@ -71,8 +71,16 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write_dataset(folder: Path, train: int = 16, validation: int = 3, test: int = 4) -> Path:
+@pytest.fixture(scope="session")
+def make_dataset(base: Path) -> Callable[..., Path]:
+    """Writes a student data set for the micro base model into a folder."""
+    return partial(write_dataset, base)
+
+
+def write_dataset(base: Path, folder: Path, train: int = 16, validation: int = 3, test: int = 4) -> Path:
     """A student data set in the layout that training reads."""
+    record = {"tokenizer": tokenizer_fingerprint(load_tokenizer(base))}
+    (folder / "dataset.json").write_text(json.dumps(record), encoding="utf-8")
     first = 1000
     for split, count in (("train", train), ("validation", validation), ("test", test)):
         rows: list[dict[str, Any]] = []
@@ -95,9 +103,9 @@ def write_dataset(folder: Path, train: int = 16, validation: int = 3, test: int 
 
 
 @pytest.fixture(scope="session")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def dataset(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student data set of 16 + 3 + 4 rows."""
-    return write_dataset(tmp_path_factory.mktemp("dataset"))
+    return write_dataset(base, tmp_path_factory.mktemp("dataset"))
 
 
 @pytest.fixture(scope="session")
