@@ -8,9 +8,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import re
 import shutil
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,11 @@ __all__ = [
     "base_identity",
     "build_tiny",
     "check_base_folder",
+    "differing_files",
     "fetch_base_model",
     "load_model",
     "load_tokenizer",
+    "tensor_shapes",
 ]
 
 logger = logging.getLogger("newsjuice.base_model")
@@ -128,14 +132,18 @@ def _download(name: str, revision: str, out: Path) -> None:
             f"{name} asks for an agreement first: accept it on its hub page, set HF_TOKEN, run again."
         ) from error
     except RevisionNotFoundError as error:
-        raise BaseModelError(f"{name} has no revision {revision}: check it on its hub page.") from error
+        pinned = f" (tested: {DEFAULT_HUB_REVISION})" if name == DEFAULT_HUB_MODEL else ""
+        raise BaseModelError(
+            f"{name} has no revision {revision}: set NEWSJUICE_BASE_MODEL_REVISION to a commit of its hub page{pinned}."
+        ) from error
     except RepositoryNotFoundError as error:
         raise BaseModelError(
             f"the hub has no model {name} (or it is private and HF_TOKEN is not set): check the name."
         ) from error
     except (LocalEntryNotFoundError, OSError) as error:
+        reason = " ".join(str(error).split())
         raise BaseModelError(
-            f"{name} could not be downloaded ({error}): check the network, or download it elsewhere and give its folder instead."
+            f"{name} could not be downloaded ({reason}): check the network, or download it elsewhere and give its folder instead."
         ) from error
     shutil.rmtree(out / ".cache", ignore_errors=True)  # the downloader's own bookkeeping
 
@@ -186,20 +194,29 @@ def base_identity(path: Path) -> dict[str, Any]:
     return {"identity": fingerprint(hashes)[:16], "files": hashes}
 
 
-def count_parameters(path: Path) -> int:
-    """Number of stored weights of a model folder, from the headers of its safetensors files."""
-    total = 0
-    for file in sorted(path.glob("*.safetensors")):
+def differing_files(expected: Mapping[str, str], found: Mapping[str, str]) -> list[str]:
+    """Names of the files whose hashes differ, or that only one of two `base_identity(...)["files"]` has."""
+    return sorted(name for name in {*expected, *found} if expected.get(name) != found.get(name))
+
+
+def tensor_shapes(file: Path) -> dict[str, tuple[int, ...]]:
+    """Shape of each tensor of a safetensors file, from its header alone.
+
+    Raises:
+        BaseModelError: the file is cut short or not a safetensors file.
+    """
+    try:
         with file.open("rb") as stream:
             (length,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(length))
-        for name, tensor in header.items():
-            if name != "__metadata__":
-                count = 1
-                for size in tensor["shape"]:
-                    count *= size
-                total += count
-    return total
+    except (struct.error, ValueError, MemoryError, OverflowError) as error:
+        raise BaseModelError(f"{file} is not a whole safetensors file: materialise what wrote it again.") from error
+    return {name: tuple(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__"}
+
+
+def count_parameters(path: Path) -> int:
+    """Number of stored weights of a model folder, from the headers of its safetensors files."""
+    return sum(math.prod(shape) for file in sorted(path.glob("*.safetensors")) for shape in tensor_shapes(file).values())
 
 
 def load_tokenizer(path: Path) -> Any:

@@ -1,191 +1,285 @@
-"""Merging an adapter into its base model, and measuring that the merged model does what base and adapter did together."""
+"""Merging an adapter into its base model: a complete model folder, measured against base and adapter on held-out prompts.
+
+What is refused is `adapter_files.py`, the verdict is `merge_gate.py`, the weights' change `weight_change.py`,
+the model card `merged_model_card.py`.
+"""
 
 from __future__ import annotations
 
-import json
+import copy
 import logging
-import math
-import re
+import shutil
 import time
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.podcast.training.base_model import base_identity, load_model, load_tokenizer
+from newsjuice_pipelines.podcast.training.adapter_files import (
+    MergeError,
+    check_adapter_files,
+    check_adapter_fits,
+    check_base,
+    read_base_record,
+)
+from newsjuice_pipelines.podcast.training.base_model import DTYPES, base_identity, load_model, load_tokenizer
 from newsjuice_pipelines.podcast.training.chat_tokens import encode_example, end_token_ids
-from newsjuice_pipelines.podcast.training.finetune import BASE_RECORD
+from newsjuice_pipelines.podcast.training.merge_gate import NotFiniteError, PromptMeasures, judge_merge, measure_prompt
+from newsjuice_pipelines.podcast.training.merged_model_card import merged_model_card
+from newsjuice_pipelines.podcast.training.weight_change import (
+    WEIGHT_CHANGE_FILE,
+    change_by_block,
+    measure_weight_change,
+    plot_weight_change,
+)
+from newsjuice_pipelines.runtime.devices import best_device
+from newsjuice_pipelines.runtime.progress import Progress
+from newsjuice_pipelines.runtime.reports import write_json
+
+__all__ = ["MergeConfig", "MergeError", "merge_adapter"]
 
 logger = logging.getLogger("newsjuice.merge")
 
-GATE_PROMPTS = 4
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+GATE_FILE = "merge_gate.json"
+_END_OF_TURN = "<|im_end|>"
 
 
-class MergeError(ValueError):
-    """The adapter cannot be merged into this base."""
+@dataclass(frozen=True)
+class MergeConfig:
+    """How the student's weights are written, and on how much they are measured."""
+
+    dtype: str = "float32"
+    """Number format of the merged weights: float32, bfloat16 or float16. The sum itself is always done in float32."""
+    gate_prompts: int = 16
+    """Held-out test rows on which the merged model is compared with base and adapter; fewer when the test split has fewer."""
+    into_4bit: bool = False
+    """Defect D5, for comparison: merge into the NF4 weights, which rounds most of the adapter's effect away."""
+
+    def __post_init__(self) -> None:
+        if self.dtype not in DTYPES:
+            raise MergeError(f"dtype {self.dtype!r} does not work: use one of {', '.join(DTYPES)}.")
+        if self.gate_prompts < 1:
+            raise MergeError(f"gate_prompts={self.gate_prompts} does not work: the merge gate needs at least 1 held-out row.")
 
 
-def merge_adapter(base: Path, adapter: Path, out: Path, dtype: str = "float32", dataset: Path | None = None) -> dict[str, Any]:
-    """Merge a LoRA adapter into full-precision weights and write a complete model folder.
+def merge_adapter(
+    base: Path, adapter: Path, out: Path, config: MergeConfig = MergeConfig(), dataset: Path | None = None
+) -> dict[str, Any]:
+    """Merge a LoRA adapter into full-precision weights, write a complete model folder, and judge what was written.
 
     An adapter that was trained over 4-bit weights is merged into these weights dequantised, which are what it learned
     to correct; merging into the 4-bit weights themselves would round most of its effect away.
 
     Args:
         base: folder of the base model that the adapter was trained on.
-        adapter: folder of the adapter, with the record of its base.
-        out: an existing empty directory.
-        dtype: of the weights that are written: `float32`, `bfloat16` or `float16`. The sum itself is done in float32.
-        dataset: folder of the student data set; with it the facts hold `measure_merge` on a few held-out rows.
+        adapter: folder of the adapter, with its tokenizer and the record of its base.
+        out: an existing empty directory; gets weights, tokenizer, generation configuration, the gate's figures by prompt
+            (`merge_gate.json`), the weights' change (`weight_change.json` and `.png`) and a model card.
+        config: number format and size of the gate.
+        dataset: folder of the student data set, whose `test.parquet` the gate uses. Without it nothing is judged, and
+            `facts["gate"]["passed"]` is None.
 
     Raises:
-        MergeError: the adapter has no record of its base, or names another one.
+        MergeError: the adapter belongs to another base, tokenizer or architecture, lacks files, or gives weights or logits
+            that are not finite. A merge that only loses too much is written, with `facts["gate"]["passed"]` False.
+        BaseModelError: a model cannot be loaded.
     """
-    import torch
-    from peft import PeftModel
-
     started = time.monotonic()
+    check_adapter_files(adapter)
     record = read_base_record(adapter)
-    found = base_identity(base)["identity"]
-    if found != record["identity"]:
-        raise MergeError(
-            f"the adapter was trained on the base {record['identity']}, this one is {found}: materialise lora_adapter again on "
-            "this base, or merge with the base it belongs to."
-        )
+    found = check_base(base, adapter, record)
     tokenizer = load_tokenizer(adapter)
-    untuned = _full_precision_base(base, record)
-    before = {name: parameter.detach().clone() for name, parameter in untuned.named_parameters()}
-    tuned = PeftModel.from_pretrained(untuned, adapter, is_trainable=False)
-    examples = [] if dataset is None else _held_out_examples(dataset, tokenizer)
-    with_adapter = [_answer_logits(tuned, *example) for example in examples]
-    with tuned.disable_adapter():
-        without = [_answer_logits(tuned, *example) for example in examples]
+    examples = [] if dataset is None else held_out_examples(dataset, tokenizer, config.gate_prompts)
 
-    merged = tuned.merge_and_unload(safe_merge=True)
-    changes = _changes_by_layer(before, merged)
-    merged = merged.to(getattr(torch, dtype))
-    merged.config.dtype = getattr(torch, dtype)
-    end_ids = end_token_ids(tokenizer, merged.generation_config)
-    merged.generation_config.eos_token_id = end_ids
-    merged.save_pretrained(out, safe_serialization=True)
-    tokenizer.save_pretrained(out)
-
-    written = load_model(out, dtype)  # what is measured is what was written
+    exact = adapted_model(base, adapter, record)
+    merged = _merged_into_4bit(base, adapter, record) if config.into_4bit else _merged(copy.deepcopy(exact))
+    end_ids = _write_model(merged, tokenizer, config.dtype, out)
+    del merged  # what is measured from here on is what was written
+    written = load_model(out, config.dtype)
+    rows = measure_weight_change(exact, written)
+    write_json(out / WEIGHT_CHANGE_FILE, {"matrices": rows})
+    plot_weight_change(rows, out / "weight_change.png")
+    merged_s = time.monotonic() - started
+    gate = run_gate(exact, written, config.dtype, examples, out)
+    for licence in base.glob("LICENSE*"):
+        shutil.copyfile(licence, out / licence.name)
     facts = {
         "base_identity": found,
         "identity": base_identity(out)["identity"],
-        "dtype": dtype,
+        "dtype": config.dtype,
         "dequantised_base": bool(record["load_in_4bit"]),
+        "merged_into_4bit": config.into_4bit,
         "eos_token_ids": end_ids,
-        "weight_change_by_layer": changes,
-        "merge": measure_merge(without, with_adapter, [_answer_logits(written, *example) for example in examples]),
+        "gate": gate,
+        "weight_change_by_block": change_by_block(rows),
         "size_bytes": sum(file.stat().st_size for file in out.glob("*.safetensors")),
+        "merge_seconds": round(merged_s, 1),
         "seconds": round(time.monotonic() - started, 1),
     }
-    (out / "README.md").write_text(_model_card(facts), encoding="utf-8")
+    (out / "README.md").write_text(merged_model_card(facts, base, adapter), encoding="utf-8")
     return facts
 
 
-def read_base_record(adapter: Path) -> dict[str, Any]:
-    """Which base an adapter was trained on, as `train_adapter` wrote it down."""
-    try:
-        record: dict[str, Any] = json.loads((adapter / BASE_RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise MergeError(f"{adapter} has no {BASE_RECORD}, so its base is unknown: materialise lora_adapter again.") from None
-    return record
+def adapted_model(base: Path, adapter: Path, record: Mapping[str, Any]) -> Any:
+    """Base and adapter in float32, not merged: what a merge has to reproduce.
 
-
-def measure_merge(base: Sequence[Any], adapter: Sequence[Any], merged: Sequence[Any]) -> dict[str, Any]:
-    """How well the merged model keeps what the adapter does, from teacher-forced logits of the same answers.
-
-    Args:
-        base: float32 arrays `[answer tokens, vocabulary]` of the untuned model, one a prompt.
-        adapter: the same of base and adapter together.
-        merged: the same of the merged model.
-
-    Returns:
-        `relative_error` |M - A| / |A|; `top1_agreement`, the share of positions where both prefer the same token;
-        `effect_kept` <M - B, A - B> / |A - B|^2, 1 when the adapter's whole effect is there. None without prompts, and
-        for an adapter with no effect.
+    The base is in the weights that the adapter was trained on; for QLoRA these are the 4-bit ones, dequantised.
     """
-    import numpy as np
-
-    if not adapter:
-        return {"prompts": 0, "positions": 0, "relative_error": None, "top1_agreement": None, "effect_kept": None}
-    error = norm = kept = effect = 0.0
-    agreed = positions = 0
-    for b, a, m in zip(base, adapter, merged, strict=True):
-        b, a, m = (np.asarray(logits, dtype=np.float64) for logits in (b, a, m))
-        error += float(((m - a) ** 2).sum())
-        norm += float((a**2).sum())
-        kept += float(((m - b) * (a - b)).sum())
-        effect += float(((a - b) ** 2).sum())
-        agreed += int((m.argmax(-1) == a.argmax(-1)).sum())
-        positions += len(a)
-    return {
-        "prompts": len(adapter),
-        "positions": positions,
-        "relative_error": math.sqrt(error / norm) if norm else None,
-        "top1_agreement": agreed / positions,
-        "effect_kept": kept / effect if effect else None,
-    }
+    model = _dequantised(_in_4bit(base, record)) if record["load_in_4bit"] else load_model(base, "float32")
+    return _with_adapter(model, adapter)
 
 
-def _full_precision_base(base: Path, record: Mapping[str, Any]) -> Any:
-    if not record["load_in_4bit"]:
-        return load_model(base, "float32")
+def _in_4bit(base: Path, record: Mapping[str, Any]) -> Any:
+    return load_model(base, record["trained_in"], best_device().type, load_in_4bit=True)
+
+
+def _dequantised(quantised: Any) -> Any:
     import torch
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    quantised = load_model(base, record["trained_in"], device, load_in_4bit=True)
     return quantised.dequantize().to(device="cpu", dtype=torch.float32).eval()
 
 
-def _held_out_examples(dataset: Path, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+def _with_adapter(model: Any, adapter: Path) -> Any:
+    """`model` with the adapter in place; every part of the adapter is in use and nothing else is."""
+    from peft import PeftModel
+    from peft.tuners.lora import LoraLayer
+
+    changed = check_adapter_fits({name: tuple(parameter.shape) for name, parameter in model.named_parameters()}, adapter)
+    try:
+        adapted = PeftModel.from_pretrained(model, adapter, is_trainable=False).eval()
+    except (ValueError, RuntimeError, TypeError, KeyError) as error:
+        raise MergeError(
+            f"the adapter in {adapter} cannot be put on its base ({error}): materialise lora_adapter again."
+        ) from error
+    wrapped = {name for name, module in adapted.base_model.model.named_modules() if isinstance(module, LoraLayer)}
+    if wrapped != changed:
+        names = sorted(wrapped ^ changed)
+        raise MergeError(
+            f"the weights in {adapter} are not those that its adapter_config.json names ({len(names)} modules differ, such as "
+            f"{names[0]}): the adapter is damaged, materialise lora_adapter again."
+        )
+    return adapted
+
+
+def _merged(adapted: Any) -> Any:
+    try:
+        return adapted.merge_and_unload(safe_merge=True)
+    except ValueError as error:  # what safe_merge raises for sums with NaN or infinity
+        raise MergeError(
+            f"the sum of base and adapter is not finite ({error}): the adapter is broken. Materialise lora_adapter again with a "
+            "lower learning_rate."
+        ) from error
+
+
+def _merged_into_4bit(base: Path, adapter: Path, record: Mapping[str, Any]) -> Any:
+    from peft import PeftModel
+
+    logger.warning("merging into 4-bit weights (defect D5): most of the adapter's effect will be lost")
+    adapted = PeftModel.from_pretrained(_in_4bit(base, record), adapter, is_trainable=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Merge lora module to 4-bit")
+        return _dequantised(_merged(adapted))
+
+
+def _write_model(model: Any, tokenizer: Any, dtype: str, out: Path) -> list[int]:
+    """Write weights in `dtype`, tokenizer and a generation configuration that decodes greedily; returns its end tokens."""
+    import torch
+    from transformers import GenerationConfig
+
+    model = model.to(getattr(torch, dtype))
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise MergeError(f"{name} does not fit into {dtype}: set dtype to bfloat16 or float32.")
+    model.config.dtype = getattr(torch, dtype)
+    before = model.generation_config
+    end_ids = set(end_token_ids(tokenizer, before))
+    if _END_OF_TURN in tokenizer.get_vocab():
+        end_ids.add(tokenizer.convert_tokens_to_ids(_END_OF_TURN))
+    padding = tokenizer.pad_token_id if before.pad_token_id is None else before.pad_token_id
+    # A new one: temperature, top_p and top_k of the base would only be warned about when decoding greedily.
+    model.generation_config = GenerationConfig(
+        do_sample=False, bos_token_id=before.bos_token_id, eos_token_id=sorted(end_ids), pad_token_id=padding
+    )
+    model.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    return sorted(end_ids)
+
+
+def held_out_examples(dataset: Path, tokenizer: Any, count: int) -> list[tuple[list[int], int]]:
+    """Token ids of the first `count` test rows that have an answer, and how many of these tokens are the answer's.
+
+    Raises:
+        MergeError: the test split is missing, or no row of it has an answer.
+    """
     import pandas as pd
 
-    table = pd.read_parquet(dataset / "test.parquet", columns=["prompt", "completion"]).head(GATE_PROMPTS)
-    return [encode_example(tokenizer, list(prompt), list(completion)) for prompt, completion in table.to_numpy()]
+    file = dataset / "test.parquet"
+    if not file.is_file():
+        raise MergeError(f"{file} is missing, and the merge gate needs held-out rows: materialise student_dataset again.")
+    table = pd.read_parquet(file, columns=["prompt", "completion"])
+    examples: list[tuple[list[int], int]] = []
+    for prompt, completion in table.itertuples(index=False):
+        ids, labels = encode_example(tokenizer, list(prompt), list(completion))
+        answer_tokens = sum(label >= 0 for label in labels)
+        if answer_tokens:
+            examples.append((ids, answer_tokens))
+        if len(examples) == count:
+            break
+    if not examples:
+        raise MergeError(
+            f"{file} has {len(table)} rows and none with an answer, so the merge cannot be judged: materialise student_dataset "
+            "again from more teacher scripts."
+        )
+    return examples
 
 
-def _answer_logits(model: Any, ids: list[int], labels: list[int]) -> Any:
-    """Logits at the positions that predict the answer, as a float32 array `[answer tokens, vocabulary]`."""
+def run_gate(exact: Any, written: Any, dtype: str, examples: list[tuple[list[int], int]], out: Path) -> dict[str, Any]:
+    """Run base, adapter and merged model over held-out examples and judge; what single prompts gave goes into a file.
+
+    Float32 weights are in memory once, or twice when the merged model is float32; logits of one prompt at a time.
+
+    Args:
+        exact: `adapted_model(...)`.
+        written: the merged model, in `dtype`.
+        dtype: number format of the merged model, in which the adapter is run for reference.
+        examples: of `held_out_examples`; none are not judged.
+        out: folder that gets `merge_gate.json`.
+
+    Raises:
+        MergeError: logits are not finite.
+    """
     import torch
 
-    first = next(position for position, label in enumerate(labels) if label >= 0)
+    if not examples:
+        return {"passed": None, "prompts": 0, "positions": 0, "measures": {}, "failed": []}
+    started = time.monotonic()
+    device = best_device().type
+    rounded = None if dtype == "float32" else copy.deepcopy(exact).to(getattr(torch, dtype))
+    models = [model.to(device) for model in (exact, written, rounded) if model is not None]
+    progress = Progress("merge gate", len(examples), "prompts")
+    measured: list[PromptMeasures] = []
+    for ids, answer_tokens in examples:
+        adapter, merged, *others = (_answer_logits(model, ids, answer_tokens) for model in models)
+        with exact.disable_adapter():
+            base = _answer_logits(exact, ids, answer_tokens)
+        try:
+            measured.append(measure_prompt(base, adapter, merged, *others))
+        except NotFiniteError as error:
+            raise MergeError(f"{error} with weights in {dtype}: set dtype to bfloat16 or float32.") from error
+        progress.advance()
+    result = judge_merge(measured)
+    by_prompt = [judge_merge([one]).as_json() for one in measured]
+    write_json(out / GATE_FILE, {"dtype": dtype, "together": result.as_json(), "by_prompt": by_prompt})
+    verdict = "passed" if result.passed else f"did not pass: {', '.join(result.as_json()['failed'])}"
+    logger.info("merge gate over %d prompts, %d positions: %s", result.prompts, result.positions, verdict)
+    return {**result.as_json(), "seconds": round(time.monotonic() - started, 1)}
+
+
+def _answer_logits(model: Any, ids: list[int], answer_tokens: int) -> Any:
+    """Logits at the positions that predict the answer, `[answer tokens, vocabulary]`, in the model's number format."""
+    import torch
+
     with torch.inference_mode():
-        logits = model(input_ids=torch.tensor([ids], device=model.device), use_cache=False).logits[0, first - 1 : -1]
-    return logits.float().cpu().numpy()
-
-
-def _changes_by_layer(before: Mapping[str, Any], merged: Any) -> list[dict[str, Any]]:
-    """Relative change |W' - W| / |W| of the weights, by transformer block; what lies outside the blocks is `other`."""
-    changed: dict[str, float] = defaultdict(float)
-    whole: dict[str, float] = defaultdict(float)
-    for name, parameter in merged.named_parameters():
-        found = _LAYER.search(name)
-        layer = found.group(1) if found else "other"
-        changed[layer] += float(((parameter.detach() - before[name]) ** 2).sum())
-        whole[layer] += float((before[name] ** 2).sum())
-    return [{"layer": layer, "relative_change": math.sqrt(changed[layer] / whole[layer])} for layer in whole if whole[layer]]
-
-
-def _model_card(facts: Mapping[str, Any]) -> str:
-    merge = facts["merge"]
-    measured = (
-        "No held-out prompts were given, so the merge was not measured."
-        if merge["relative_error"] is None
-        else f"On {merge['positions']:,} held-out answer tokens its logits differ from those of base and adapter by "
-        f"{merge['relative_error']:.2g} (relative), and it prefers the same token at {merge['top1_agreement']:.2%} of them."
-    )
-    return f"""---
-library_name: transformers
-pipeline_tag: text-generation
----
-# Podcast script writer
-
-A base model (identity `{facts["base_identity"]}`) with its podcast adapter merged in, in {facts["dtype"]}. {measured}
-
-Prompts are chat messages with `enable_thinking=False`; decode greedily.
-"""
+        tokens = torch.tensor([ids], device=model.device)
+        return model(input_ids=tokens, use_cache=False, logits_to_keep=answer_tokens + 1).logits[0, :-1]

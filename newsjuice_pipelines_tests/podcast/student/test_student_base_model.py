@@ -2,8 +2,10 @@
 
 import json
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,13 +14,42 @@ from newsjuice_pipelines.podcast.training.base_model import (
     BaseModelError,
     base_identity,
     count_parameters,
+    differing_files,
     fetch_base_model,
     load_model,
     load_tokenizer,
+    tensor_shapes,
 )
 from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig, TinyModelError, build_tiny, token_stream, unigram_loss
 
 MESSAGES = [{"role": "system", "content": "Write."}, {"role": "user", "content": "News."}]
+
+
+class Hub(BaseHTTPRequestHandler):
+    """A hub that has nothing; why is in `code`, as the real one says it."""
+
+    code = ""
+
+    def do_GET(self) -> None:
+        self.send_response(404)
+        self.send_header("X-Error-Code", self.code)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_arguments: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    yield Hub
+    server.shutdown()
+    server.server_close()
 
 
 @pytest.fixture
@@ -162,3 +193,54 @@ def test_one_changed_weight_makes_another_identity(copied_base: Path, base: Path
     weights.write_bytes(content)
 
     assert base_identity(copied_base)["identity"] != base_identity(base)["identity"]
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [
+        ("RevisionNotFound", "has no revision 0{40}: set NEWSJUICE_BASE_MODEL_REVISION to a commit"),
+        ("RepoNotFound", "the hub has no model Qwen/Qwen3-0.6B"),
+        ("GatedRepo", "asks for an agreement first"),
+        ("", "could not be downloaded .* or download it elsewhere"),
+    ],
+)
+def test_a_hub_that_does_not_have_it_is_told_apart(hub: type[Hub], code: str, advice: str, tmp_path: Path) -> None:
+    hub.code = code
+
+    with pytest.raises(BaseModelError, match=advice) as caught:
+        fetch_base_model("Qwen/Qwen3-0.6B", "0" * 40, tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_files_that_make_two_models_different_are_named(copied_base: Path, base: Path) -> None:
+    (copied_base / "tokenizer.json").unlink()
+    (copied_base / "config.json").write_text((copied_base / "config.json").read_text() + "\n")
+
+    names = differing_files(base_identity(base)["files"], base_identity(copied_base)["files"])
+
+    assert names == ["config.json", "tokenizer.json"]
+
+
+def test_the_shapes_of_a_weights_file_are_read_without_loading_it(base: Path, micro_config: TinyConfig) -> None:
+    shapes = tensor_shapes(base / "model.safetensors")
+
+    assert shapes["model.embed_tokens.weight"] == (micro_config.vocab_size, micro_config.hidden_size)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 8, b"\x05\x00\x00\x00\x00\x00\x00\x00nojsn"])
+def test_a_file_that_is_not_safetensors_is_refused(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_bytes(content)
+
+    with pytest.raises(BaseModelError, match="not a whole safetensors file"):
+        tensor_shapes(tmp_path / "model.safetensors")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_loads_and_computes_on_a_cpu(base: Path, dtype: str) -> None:
+    import torch
+
+    with torch.inference_mode():
+        logits = load_model(base, dtype)(torch.tensor([[5, 6, 7]])).logits
+
+    assert logits.dtype == getattr(torch, dtype)
+    assert logits.isfinite().all()
