@@ -20,6 +20,7 @@ from newsjuice_pipelines.commands.run import RunFailed, Stage, _materialize
 from newsjuice_pipelines.definitions import build_defs, build_resources
 from newsjuice_pipelines.podcast.judging import decision as podcast_decision
 from newsjuice_pipelines.podcast.sampling.chunks import ChunkSample, ChunkSampling, sample_chunks
+from newsjuice_pipelines.podcast.training.split import SplitProof
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.runtime.artifacts import ArtifactStore
 from newsjuice_pipelines.settings import load_settings
@@ -35,13 +36,23 @@ FRENCH = (
 
 # -- figures that other parts of the project do not make up on the way --------------------------------------------------
 
+SIDES = {"train": 8, "validation": 1, "test": 1}
+
+
+def merge_facts(kept: float) -> dict[str, Any]:
+    """Facts of a merge that kept this part of the adapter's effect."""
+    measure = {"value": kept, "reference": 1.0, "limit": 0.9, "bound": "at least", "passed": kept >= 0.9, "by_prompt": None}
+    return {"gate": {"passed": kept >= 0.9, "prompts": 4, "positions": 99, "measures": {"effect_kept": measure}, "failed": []}}
+
+
 GOOD = {
     "scripts": podcast.evaluate_scripts({"ok": 9, "rejected": 1}),
     "a day without chunks": podcast.evaluate_scripts({}),
     "tiny base": podcast.evaluate_base_model({"held_out_loss_nats": 5.0, "unigram_loss_nats": 6.5}),
     "published base": podcast.evaluate_base_model({"name": "Qwen/Qwen3-0.6B"}),
-    "split": podcast.evaluate_split({"train": {"a", "b"}, "validation": {"c"}, "test": {"d"}}),
-    "merge": podcast.evaluate_merge({"merge": {"effect_kept": 0.99}}),
+    "split": podcast.evaluate_split(SIDES, SplitProof([], [], 0)),
+    "endings": podcast.evaluate_endings(10, []),
+    "merge": podcast.evaluate_merge(merge_facts(0.99)),
     "answers": podcast.evaluate_answers({"eos": 9, "length": 1}),
     "sections": classification.evaluate_sections(0, 100, {}),
     "leaks": classification.evaluate_leaks(0, 0, {"train": 8, "test": 2}),
@@ -54,10 +65,12 @@ BAD = {
         podcast.evaluate_base_model({"held_out_loss_nats": 6.4, "unigram_loss_nats": 6.5}),
         "6.40 nats a token against 6.50",
     ),
-    "shared article": (podcast.evaluate_split({"train": {"a"}, "validation": {"b"}, "test": {"a"}}), "'a' for one"),
-    "empty side": (podcast.evaluate_split({"train": {"a"}, "validation": set(), "test": {"b"}}), "No rows for validation"),
-    "lossy merge": (podcast.evaluate_merge({"merge": {"effect_kept": 0.04}}), "4.0% of the adapter's effect"),
-    "unmeasured merge": (podcast.evaluate_merge({"merge": {"effect_kept": None}}), "not measured"),
+    "shared article": (podcast.evaluate_split(SIDES, SplitProof(["a"], [], 1)), "'a' for one"),
+    "shared text": (podcast.evaluate_split(SIDES, SplitProof([], [("a:0", "b:0", 0.9)], 1)), "'a:0' and 'b:0' for one (90%)"),
+    "empty side": (podcast.evaluate_split({**SIDES, "validation": 0}, SplitProof([], [], 0)), "No rows for validation"),
+    "endless rows": (podcast.evaluate_endings(10, ["a:0", "b:0"]), "2 of 10 rows do not end with the end token, 'a:0'"),
+    "lossy merge": (podcast.evaluate_merge(merge_facts(0.04)), "Effect kept 0.04 (at least 0.9)"),
+    "unmeasured merge": (podcast.evaluate_merge({"gate": {"passed": None}}), "not measured"),
     "engine errors": (podcast.evaluate_answers({"eos": 9, "error": 1}), "1 of 10 rows ended in an error"),
     "unknown sections": (classification.evaluate_sections(10, 90, {"GARDENING": 10}), "GARDENING"),
     "leak": (classification.evaluate_leaks(3, 1, {"train": 8, "test": 2}), "3 texts and 1 groups"),

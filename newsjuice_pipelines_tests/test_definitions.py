@@ -47,8 +47,9 @@ BLOCKING_CHECKS = {
     "article_chunks:chunks_are_usable",
     "teacher_scripts:scripts_are_fit_for_training",
     "base_model:base_model_beats_word_frequencies",
-    "student_dataset:no_article_on_two_sides",
-    "merged_model:merge_keeps_the_adapter",
+    "student_dataset:every_row_ends_with_the_end_token",
+    "student_dataset:nothing_on_two_sides",
+    "merged_model:merge_gate",
     "balanced_split:no_text_in_two_parts",
 }
 

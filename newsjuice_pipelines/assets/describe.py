@@ -90,8 +90,12 @@ def _plots(directory: Path) -> dict[str, dg.MetadataValue]:
 
 
 def _reports(directory: Path) -> dict[str, dg.MetadataValue]:
-    report = directory / "report.md"
-    return {"report": dg.MetadataValue.path(report)} if report.exists() else {}
+    """The report as a path, and the rows that show what is trained as a page."""
+    report, masked = directory / "report.md", directory / "masked_rows.md"
+    pages: dict[str, dg.MetadataValue] = {"report": dg.MetadataValue.path(report)} if report.exists() else {}
+    if masked.exists():
+        pages["what is trained"] = dg.MetadataValue.md(masked.read_text(encoding="utf-8"))
+    return pages
 
 
 def _schema(directory: Path) -> dict[str, dg.MetadataValue]:

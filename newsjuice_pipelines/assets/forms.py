@@ -11,12 +11,15 @@ from newsjuice_pipelines.podcast.teaching.batches import BatchConfig
 from newsjuice_pipelines.podcast.teaching.gemini import GeminiConfig
 from newsjuice_pipelines.podcast.teaching.pacing import AskingConfig
 from newsjuice_pipelines.podcast.teaching.prompts import PROMPT_VERSIONS
-from newsjuice_pipelines.podcast.training.dataset import DatasetConfig
-from newsjuice_pipelines.podcast.training.finetune import PRESETS, FinetuneConfig
+from newsjuice_pipelines.podcast.training.dataset import DATASET_PRESETS, DatasetConfig
+from newsjuice_pipelines.podcast.training.finetune_config import PRESETS, FinetuneConfig
+from newsjuice_pipelines.podcast.training.merge import MergeConfig
 from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig
 
 ChunkForm = launchpad_config(ChunkSampling)
-DatasetForm = launchpad_config(DatasetConfig)
+DatasetForm = override_config(
+    DatasetConfig, preset=(str, "recommended", f"One of {', '.join(DATASET_PRESETS)}: the split and the prompt, no defects.")
+)
 # The fields of `GeminiConfig` and `BatchConfig` are the paid teacher's and are not used for the free one.
 TeacherForm = launchpad_config(
     AskingConfig,
@@ -37,6 +40,14 @@ BaseModelForm = launchpad_config(
 FinetuneForm = override_config(
     FinetuneConfig,
     preset=(str | None, None, f"One of {', '.join(PRESETS)}. Default: `stand_in` for the tiny base, `recommended` for others."),
+)
+MergeForm = launchpad_config(
+    MergeConfig,
+    register_with_image=(
+        str | None,
+        None,
+        "Also put the model into the Vertex AI Model Registry, to be served by this container image; only past the merge gate.",
+    ),
 )
 GenerationForm = launchpad_config(
     GenerationConfig,
@@ -74,15 +85,6 @@ class ThresholdsForm(LaunchpadConfig):
     """What has to be reached for `adopt`."""
 
     thresholds: str = Field("v1", description="A packaged version of the thresholds, or the path of a YAML file.")
-
-
-class MergeForm(LaunchpadConfig):
-    """How the student's weights are written."""
-
-    dtype: str = Field("float32", description="Number format of the merged weights: float32, bfloat16 or float16.")
-    register_with_image: str | None = Field(
-        None, description="Also put the model into the Vertex AI Model Registry, to be served by this container image."
-    )
 
 
 class LatencyForm(LaunchpadConfig):

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
 import dagster as dg
@@ -55,6 +56,17 @@ def override_config(domain: type, **described: tuple[Any, Any, str]) -> Any:
         description = f"{descriptions[item.name]} Empty: the preset's."
         fields[item.name] = (_form_type(hints[item.name]) | None, Field(None, description=description))
     return create_model(f"{domain.__name__}Overrides", __base__=LaunchpadConfig, __doc__=domain.__doc__, **fields)
+
+
+def chosen_preset(presets: Mapping[str, Any], name: str) -> Any:
+    """The preset of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if name not in presets:
+        raise ValueError(f"there is no preset {name!r}: use one of {', '.join(presets)}.")
+    return presets[name]
 
 
 def from_overrides(form: LaunchpadConfig, preset: Any) -> Any:

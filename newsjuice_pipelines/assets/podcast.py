@@ -10,7 +10,7 @@ import dagster as dg
 
 from newsjuice_pipelines.assets.describe import drawn, dry_run, materialized, materialized_days
 from newsjuice_pipelines.assets.forms import BaseModelForm, ChunkForm, DatasetForm, TeacherForm
-from newsjuice_pipelines.assets.launchpad import from_form
+from newsjuice_pipelines.assets.launchpad import chosen_preset, from_form, from_overrides
 from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL, VERTEX_POOL
@@ -201,11 +201,12 @@ def _tiny_corpus(articles: Any) -> list[str]:
     ]
 
 
-@dg.asset(deps=[teacher_scripts, base_model], group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="1")
+@dg.asset(deps=[teacher_scripts, base_model], group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="2")
 def student_dataset(config: DatasetForm, artifacts: Artifacts) -> dg.MaterializeResult:
-    """The scripts as chat messages, split 80/10/10 by article; all days that are there, up to the row limit.
+    """The scripts as chat messages, split 80/10/10 by article and near-duplicate cluster; all days up to the row limit.
 
-    The article is cut to the token budget of the base model's tokenizer where it must be; the script never is.
+    The article is cut to the token budget of the base model's tokenizer where it must be; the script never is. Two rows are
+    shown with what is trained and what is not.
     """
     store = artifacts.store()
     with permanent_failures():
@@ -217,7 +218,8 @@ def student_dataset(config: DatasetForm, artifacts: Artifacts) -> dg.Materialize
         def write(draft: Draft) -> dict[str, Any]:
             scripts = teacher_table.read_teacher_csv([day.path for day in days])
             tokenizer = base_models.load_tokenizer(base.path)
-            return dataset.build_student_dataset(scripts, tokenizer, from_form(config, dataset.DatasetConfig), draft.path)
+            return dataset.build_student_dataset(scripts, tokenizer, settings, draft.path)
 
-        artifact = store.publish("student_dataset", recipe("1", config.values(), [base, *days]), write, force=config.force)
+        settings = from_overrides(config, chosen_preset(dataset.DATASET_PRESETS, config.preset))
+        artifact = store.publish("student_dataset", recipe("2", vars(settings), [base, *days]), write, force=config.force)
     return materialized(artifact, row_count=sum(artifact.facts["rows"].values()))

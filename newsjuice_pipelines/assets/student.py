@@ -6,7 +6,7 @@ import dagster as dg
 
 from newsjuice_pipelines.assets.describe import materialized
 from newsjuice_pipelines.assets.forms import FinetuneForm, GenerationForm, LatencyForm, MergeForm, ThresholdsForm
-from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, from_form, from_overrides
+from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, chosen_preset, from_form, from_overrides
 from newsjuice_pipelines.assets.podcast import GROUP, OWNERS, base_model, student_dataset, teacher_scripts
 from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
@@ -18,7 +18,7 @@ from newsjuice_pipelines.podcast.training import finetune, merge
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.tracking import Tracking
 from newsjuice_pipelines.resources.vertex import VertexAI
-from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactError, ArtifactStore, Draft
+from newsjuice_pipelines.runtime.artifacts import ArtifactError, ArtifactStore, Draft
 from newsjuice_pipelines.runtime.provenance import hardware
 from newsjuice_pipelines.runtime.reports import read_json
 from newsjuice_pipelines.settings import load_settings
@@ -31,7 +31,7 @@ from newsjuice_pipelines.settings import load_settings
     kinds={"pytorch", "huggingface"},
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
-    code_version="1",
+    code_version="2",
 )
 def lora_adapter(config: FinetuneForm, artifacts: Artifacts, tracking: Tracking) -> dg.MaterializeResult:
     """A LoRA adapter trained on the scripts alone, each ending with the end token; the best epoch by validation loss.
@@ -41,22 +41,16 @@ def lora_adapter(config: FinetuneForm, artifacts: Artifacts, tracking: Tracking)
     store = artifacts.store()
     with permanent_failures():
         rows, base = store.open("student_dataset"), store.open("base_model")
-        settings = from_overrides(config, _preset(config.preset, base))
+        stand_in = base.recipe["config"]["name"] == "tiny"
+        preset = chosen_preset(finetune.PRESETS, config.preset or ("stand_in" if stand_in else "recommended"))
+        settings = from_overrides(config, preset)
         artifact = store.publish(
             "lora_adapter",
-            recipe("1", vars(settings), [rows, base]),
+            recipe("2", vars(settings), [rows, base]),
             lambda draft: finetune.train_adapter(base.path, rows.path, settings, draft.path, draft.scratch, tracking.tracker()),
             force=config.force,
         )
     return materialized(artifact)
-
-
-def _preset(name: str | None, base: Artifact) -> finetune.FinetuneConfig:
-    """The preset by name, or the one that suits the base model."""
-    chosen = name or ("stand_in" if base.recipe["config"]["name"] == "tiny" else "recommended")
-    if chosen not in finetune.PRESETS:
-        raise ValueError(f"there is no preset {chosen!r}: use one of {', '.join(finetune.PRESETS)}.")
-    return finetune.PRESETS[chosen]
 
 
 @dg.asset(
@@ -66,26 +60,32 @@ def _preset(name: str | None, base: Artifact) -> finetune.FinetuneConfig:
     kinds={"pytorch", "huggingface"},
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
-    code_version="1",
+    code_version="2",
 )
 def merged_model(config: MergeForm, artifacts: Artifacts, vertex: VertexAI) -> dg.MaterializeResult:
     """The student: base and adapter merged into full-precision weights, with tokenizer, chat template and end tokens.
 
-    The merge is measured on held-out prompts: how much of the adapter's effect is in the merged weights.
+    The merge gate compares it with base and adapter on held-out prompts; a model that fails is not uploaded anywhere.
     """
     store = artifacts.store()
     with permanent_failures():
         adapter, base, rows = store.open("lora_adapter"), store.open("base_model"), store.open("student_dataset")
+        settings = from_form(config, merge.MergeConfig)
         artifact = store.publish(
             "merged_model",
-            recipe("1", {"dtype": config.dtype}, [adapter, base, rows]),
-            lambda draft: merge.merge_adapter(base.path, adapter.path, draft.path, config.dtype, rows.path),
+            recipe("2", vars(settings), [adapter, base, rows]),
+            lambda draft: merge.merge_adapter(base.path, adapter.path, draft.path, settings, rows.path),
             force=config.force,
         )
         more: dict[str, Any] = {}
         if config.register_with_image:
-            more["vertex_model"] = vertex.register_model(
-                "newsjuice-student", artifact.uri, config.register_with_image, artifact.version
+            base_label = {"newsjuice_base": artifact.facts["base_identity"]}
+            more["vertex_model"] = (
+                vertex.register_model(
+                    "newsjuice-student", artifact.uri, config.register_with_image, artifact.version, labels=base_label
+                )
+                if artifact.facts["gate"]["passed"]
+                else "not uploaded: the merge gate did not pass"
             )
     return materialized(artifact, **more)
 

@@ -1,6 +1,6 @@
 """Checks of the podcast group. Blocking ones stop what is downstream in the same run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -12,11 +12,12 @@ from newsjuice_pipelines.resources.artifacts import Artifacts
 if TYPE_CHECKING:
     import pandas as pd
 
+    from newsjuice_pipelines.podcast.training.split import SplitProof
+
 LOST_TO_FILTERS_LIMIT = 0.5
 LEFT_OUT_ON_PURPOSE = ("other_source_type", "before_first_day", "outside_date_window")
 OK_SCRIPTS_LIMIT = 0.8
 UNIGRAM_SHARE_LIMIT = 0.9
-EFFECT_KEPT_LIMIT = 0.9
 
 
 # These two judge the rows of one run, so their assets return the results: an old day cannot hide or cause a failure.
@@ -99,33 +100,54 @@ def evaluate_base_model(facts: Mapping[str, Any]) -> CheckOutcome:
     return CheckOutcome(passed, sentence, figures)
 
 
-def evaluate_split(articles: Mapping[str, set[str]]) -> CheckOutcome:
-    """No article on two sides, and rows on every side."""
-    figures = {f"articles_{side}": len(ids) for side, ids in articles.items()}
-    empty = [side for side, ids in articles.items() if not ids]
+def evaluate_split(rows: Mapping[str, int], proof: "SplitProof") -> CheckOutcome:
+    """No article and no near-duplicate on two sides, and rows on every side."""
+    figures = {
+        **{f"rows_{side}": count for side, count in rows.items()},
+        "leaked_rows": proof.leaked_rows,
+        "shared_articles": len(proof.articles),
+        "shared_near_duplicates": len(proof.pairs),
+    }
+    empty = [side for side, count in rows.items() if not count]
     if empty:
         return CheckOutcome(False, f"No rows for {', '.join(empty)}.", figures)
-    sides = list(articles)
-    shared = {
-        article
-        for number, side in enumerate(sides)
-        for other in sides[number + 1 :]
-        for article in articles[side] & articles[other]
-    }
-    if shared:
-        return CheckOutcome(False, f"{len(shared)} articles are on two sides, {sorted(shared)[0]!r} for one.", figures)
-    return CheckOutcome(True, "No article is on two sides of the split.", figures)
+    if proof.articles:
+        return CheckOutcome(False, f"{len(proof.articles)} articles are on two sides, {proof.articles[0]!r} for one.", figures)
+    if proof.pairs:
+        first, second, similarity = proof.pairs[0]
+        return CheckOutcome(
+            False,
+            f"{len(proof.pairs)} pairs of near-duplicates are on two sides, {first!r} and {second!r} for one ({similarity:.0%}).",
+            figures,
+        )
+    return CheckOutcome(True, "No article and no near-duplicate is on two sides of the split.", figures)
+
+
+def evaluate_endings(rows: int, without_end: Sequence[str]) -> CheckOutcome:
+    """Whether each training text ends with the end token, without which the student never learns to stop."""
+    figures = {"rows": rows, "rows_without_end_token": len(without_end)}
+    if without_end:
+        return CheckOutcome(
+            False,
+            f"{len(without_end):,} of {rows:,} rows do not end with the end token, {without_end[0]!r} for one: the base model's "
+            "chat template must close the assistant's turn with it.",
+            figures,
+        )
+    return CheckOutcome(rows > 0, f"All {rows:,} rows end with the end token.", figures)
 
 
 def evaluate_merge(facts: Mapping[str, Any]) -> CheckOutcome:
-    """Whether the merged weights still do what the adapter did."""
-    kept = facts["merge"]["effect_kept"]
-    if kept is None:
-        return CheckOutcome(
-            False, "The merge was not measured: no held-out prompt, or an adapter without effect.", facts["merge"]
-        )
-    sentence = f"{kept:.1%} of the adapter's effect is in the merged weights (at least {EFFECT_KEPT_LIMIT:.0%} is asked)."
-    return CheckOutcome(kept >= EFFECT_KEPT_LIMIT, sentence, facts["merge"])
+    """Whether the merged weights still do what base and adapter did, as far as their number format allows."""
+    gate = facts["gate"]
+    if gate["passed"] is None:
+        return CheckOutcome(False, "The merge was not measured: no held-out prompt.")
+    sentences = [
+        f"{name.replace('_', ' ')} {'not measured' if measure['value'] is None else format(measure['value'], '.3g')} "
+        f"({measure['bound']} {measure['limit']:.3g})"
+        for name, measure in gate["measures"].items()
+    ]
+    figures = {"prompts": gate["prompts"], "positions": gate["positions"], **gate["measures"]}
+    return CheckOutcome(gate["passed"], f"{'; '.join(sentences).capitalize()}.", figures)
 
 
 def evaluate_answers(reasons: Mapping[str, int]) -> CheckOutcome:
@@ -151,17 +173,33 @@ def base_model_beats_word_frequencies(artifacts: Artifacts) -> dg.AssetCheckResu
 
 
 @dg.asset_check(asset="student_dataset", blocking=True)
-def no_article_on_two_sides(artifacts: Artifacts) -> dg.AssetCheckResult:
-    """Train, validation and test share no article."""
+def nothing_on_two_sides(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """Train, validation and test share no article and no near-duplicate, by exact comparison of all pairs."""
     from newsjuice_pipelines.podcast.training.dataset import read_student_dataset
+    from newsjuice_pipelines.podcast.training.split import shared_between_sides
 
-    splits = read_student_dataset(artifacts.store().open("student_dataset").path)
-    return as_result(evaluate_split({name: set(frame["article_id"]) for name, frame in splits.items()}))
+    artifact = artifacts.store().open("student_dataset")
+    splits = read_student_dataset(artifact.path)
+    proof = shared_between_sides(splits, artifact.recipe["config"]["near_duplicate_similarity"])
+    return as_result(evaluate_split({name: len(frame) for name, frame in splits.items()}, proof))
+
+
+@dg.asset_check(asset="student_dataset", blocking=True, additional_deps=["base_model"])
+def every_row_ends_with_the_end_token(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """What is trained on ends with the end-of-turn token in every row, as the base model's tokenizer writes it."""
+    from newsjuice_pipelines.podcast.training.base_model import load_tokenizer
+    from newsjuice_pipelines.podcast.training.dataset import read_student_dataset, rows_without_end
+
+    store = artifacts.store()
+    tokenizer = load_tokenizer(store.open("base_model").path)
+    splits = read_student_dataset(store.open("student_dataset").path).values()
+    without = [chunk_id for frame in splits for chunk_id in rows_without_end(frame, tokenizer)]
+    return as_result(evaluate_endings(sum(map(len, splits)), without))
 
 
 @dg.asset_check(asset="merged_model", blocking=True)
-def merge_keeps_the_adapter(artifacts: Artifacts) -> dg.AssetCheckResult:
-    """On held-out prompts the merged model does what the base model with its adapter does."""
+def merge_gate(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """On held-out prompts the merged model does what base and adapter did, as far as its number format allows."""
     return as_result(evaluate_merge(artifacts.store().open("merged_model").facts))
 
 
@@ -185,8 +223,9 @@ def student_is_worth_adopting(artifacts: Artifacts) -> dg.AssetCheckResult:
 
 PODCAST_CHECKS = [
     base_model_beats_word_frequencies,
-    no_article_on_two_sides,
-    merge_keeps_the_adapter,
+    nothing_on_two_sides,
+    every_row_ends_with_the_end_token,
+    merge_gate,
     student_answers_every_row,
     base_answers_every_row,
     student_is_worth_adopting,
