@@ -82,18 +82,24 @@ def report(data: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["chunks", "teacher"]))
+@click.argument("name", type=click.Choice(["chunks", "teacher", "finetune", "defects"]))
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Also write NAME.json and NAME.md into this folder."
 )
-def bench(name: str, out: Path | None) -> None:
-    """Measure a part against the original recipe: minutes of work, in a database of its own."""
+@click.option(
+    "--data",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="For `defects`: a folder with bbc_articles.jsonl. Default: the packaged demo articles.",
+)
+def bench(name: str, out: Path | None, data: Path | None) -> None:
+    """Measure a part against the original recipe, or what each old defect costs: minutes of work, `defects` half an hour."""
     from newsjuice_pipelines.commands.bench import bench as measure
     from newsjuice_pipelines.commands.environment import prepare_environment
 
     prepare_environment()
     logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stderr)
-    sys.exit(measure(name, out, ["newsjuice", "bench", name, *(["--out", str(out)] if out else [])]))
+    options = [*(["--data", "DIR"] if data else []), *(["--out", str(out)] if out else [])]
+    sys.exit(measure(name, out, ["newsjuice", "bench", name, *options], data))
 
 
 @cli.command()

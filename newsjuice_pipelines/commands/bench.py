@@ -4,32 +4,44 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 
 from newsjuice_pipelines.runtime.reports import write_json
 
-# Each name is a module of `benchmarks/` with `run() -> dict` and `table(dict) -> str`.
+# Each name is a module of `benchmarks/` with `run() -> dict` and `table(dict) -> str`, and perhaps `write_plot(dict, path)`.
 BENCHMARKS = {
     "chunks": ("chunks",),
     "teacher": ("teacher", "ledger"),
+    "finetune": ("finetune",),
+    "defects": ("defects",),
 }
+ON_REAL_ARTICLES = ("defects",)  # their `run` takes a folder of articles
 
 
-def bench(name: str, out: Path | None, command: Sequence[str]) -> int:
-    """Run one benchmark; with `out`, write NAME.json and NAME.md there. Returns the exit status."""
-    from importlib import import_module
+def bench(name: str, out: Path | None, command: Sequence[str], data: Path | None = None) -> int:
+    """Run one benchmark; with `out`, write NAME.json, NAME.md and plots there. Returns the exit status.
 
-    results, tables = {}, []
+    Raises:
+        ValueError: `data` is given, and this benchmark does not use articles of one's own.
+    """
+    if data is not None and name not in ON_REAL_ARTICLES:
+        raise ValueError(f"newsjuice bench {name} makes its own data: leave --data out.")
+    results, pages = {}, []
     for part in BENCHMARKS[name]:
         module = import_module(f"newsjuice_pipelines.benchmarks.{part}")
         print(f"── {part}", file=sys.stderr, flush=True)
-        results[part] = module.run()
-        tables.append(module.table(results[part]))
-        print(f"{tables[-1]}\n", flush=True)
+        results[part] = module.run() if data is None else module.run(data)
+        pages.append(module.table(results[part]))
+        print(f"{pages[-1]}\n", flush=True)
+        if out is not None and hasattr(module, "write_plot"):
+            out.mkdir(parents=True, exist_ok=True)
+            module.write_plot(results[part], out / f"{part}.png")
+            pages.append(f"![{part}]({part}.png)")
     if out is not None:
         machine = next(iter(results.values()))["machine"]
         described = f"{machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, Python {machine['python']}"
-        page = [f"# `newsjuice bench {name}`", f"Made by `{' '.join(command)}` on {described}.", *tables]
+        page = [f"# `newsjuice bench {name}`", f"Made by `{' '.join(command)}` on {described}.", *pages]
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / f"{name}.json", results)
         (out / f"{name}.md").write_text("\n\n".join(page) + "\n", encoding="utf-8")
