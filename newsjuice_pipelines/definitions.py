@@ -26,7 +26,12 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "database": ArticleDatabase(chunks_table=settings.chunks_table, statement_timeout_s=settings.statement_timeout_s),
         "ledger": TeacherLedger(),
         "artifacts": Artifacts(root=settings.artifact_root, cache=str(settings.cache)),
-        "vertex": VertexAI(project=settings.gcp_project, location=settings.gcp_location),
+        "vertex": VertexAI(
+            project=settings.gcp_project,
+            location=settings.gcp_location,
+            registry_location=settings.registry_location,
+            registry_url=settings.registry_url,
+        ),
         "tracking": Tracking(mode=settings.wandb_mode, project=settings.wandb_project, directory=str(settings.home / "tracking")),
     }
 

@@ -51,6 +51,8 @@ class Settings(BaseSettings):
     )
     gcp_project: str | None = Field(None, description="Google Cloud project of Vertex AI.")
     gcp_location: str = Field("global", description="Vertex AI location.")
+    registry_location: str = Field("us-central1", description="Region of the Vertex AI Model Registry.")
+    registry_url: str | None = Field(None, description="Another address of the registry's API, for a private endpoint.")
 
     base_model: str = Field("tiny", description="`tiny` (built here), a Hugging Face model id, or a local folder.")
     base_model_revision: str | None = Field(

@@ -36,6 +36,7 @@ FRENCH = (
 
 # -- figures that other parts of the project do not make up on the way --------------------------------------------------
 
+WHOLE_ROWS = {"rows_without_end_token": 0, "rows_cut": 0, "rows_without_answer": 0}
 SIDES = {"train": 8, "validation": 1, "test": 1}
 
 
@@ -52,6 +53,7 @@ GOOD = {
     "published base": podcast.evaluate_base_model({"name": "Qwen/Qwen3-0.6B"}),
     "split": podcast.evaluate_split(SIDES, SplitProof([], [], 0)),
     "endings": podcast.evaluate_endings(10, []),
+    "training": podcast.evaluate_training([], WHOLE_ROWS),
     "merge": podcast.evaluate_merge(merge_facts(0.99)),
     "answers": podcast.evaluate_answers({"eos": 9, "length": 1}),
     "sections": classification.evaluate_sections(0, 100, {}),
@@ -69,7 +71,13 @@ BAD = {
     "shared text": (podcast.evaluate_split(SIDES, SplitProof([], [("a:0", "b:0", 0.9)], 1)), "'a:0' and 'b:0' for one (90%)"),
     "empty side": (podcast.evaluate_split({**SIDES, "validation": 0}, SplitProof([], [], 0)), "No rows for validation"),
     "endless rows": (podcast.evaluate_endings(10, ["a:0", "b:0"]), "2 of 10 rows do not end with the end token, 'a:0'"),
-    "lossy merge": (podcast.evaluate_merge(merge_facts(0.04)), "Effect kept 0.04 (at least 0.9)"),
+    "no rows to end": (podcast.evaluate_endings(0, []), "There are no rows"),
+    "defects": (podcast.evaluate_training(["D2"], WHOLE_ROWS), "D2 (no end token in the labels)"),
+    "cut rows": (podcast.evaluate_training([], {**WHOLE_ROWS, "rows_cut": 3}), "rows cut: 3"),
+    "lossy merge": (
+        podcast.evaluate_merge(merge_facts(0.04)),
+        "is kept 0.04 (at least 0.9). Next: merge with",
+    ),
     "unmeasured merge": (podcast.evaluate_merge({"gate": {"passed": None}}), "not measured"),
     "engine errors": (podcast.evaluate_answers({"eos": 9, "error": 1}), "1 of 10 rows ended in an error"),
     "unknown sections": (classification.evaluate_sections(10, 90, {"GARDENING": 10}), "GARDENING"),

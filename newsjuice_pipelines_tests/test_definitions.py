@@ -49,6 +49,7 @@ BLOCKING_CHECKS = {
     "base_model:base_model_beats_word_frequencies",
     "student_dataset:every_row_ends_with_the_end_token",
     "student_dataset:nothing_on_two_sides",
+    "lora_adapter:trained_without_defects",
     "merged_model:merge_gate",
     "balanced_split:no_text_in_two_parts",
 }

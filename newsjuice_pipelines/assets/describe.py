@@ -15,7 +15,9 @@ from newsjuice_pipelines.runtime.provenance import fingerprint
 EMBEDDED_PLOT_BYTES = 400_000
 
 
-def materialized(artifact: Artifact, row_count: int | None = None, **more: Any) -> dg.MaterializeResult:
+def materialized(
+    artifact: Artifact, row_count: int | None = None, checks: Sequence[dg.AssetCheckResult] = (), **more: Any
+) -> dg.MaterializeResult:
     """The result of an asset: its data version and everything worth showing of its artefact; `more` is further metadata."""
     metadata: dict[str, Any] = {
         "dagster/uri": artifact.uri,
@@ -29,7 +31,7 @@ def materialized(artifact: Artifact, row_count: int | None = None, **more: Any) 
     }
     if row_count is not None:
         metadata["dagster/row_count"] = row_count
-    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(artifact.version))
+    return dg.MaterializeResult(metadata=metadata, data_version=dg.DataVersion(artifact.version), check_results=checks)
 
 
 def materialized_days(

@@ -11,14 +11,16 @@ from newsjuice_pipelines.assets.podcast import GROUP, OWNERS, base_model, studen
 from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
+from newsjuice_pipelines.checks.podcast import REGISTERED_IF_ASKED
+from newsjuice_pipelines.checks.result import CheckOutcome, as_result
 from newsjuice_pipelines.podcast.engines import open_engine
 from newsjuice_pipelines.podcast.judging import decision, report, scripts
 from newsjuice_pipelines.podcast.teaching import teacher_table
 from newsjuice_pipelines.podcast.training import finetune, merge
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.tracking import Tracking
-from newsjuice_pipelines.resources.vertex import VertexAI
-from newsjuice_pipelines.runtime.artifacts import ArtifactError, ArtifactStore, Draft
+from newsjuice_pipelines.resources.vertex import RegistryRefused, RegistryUnavailable, VertexAI
+from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactError, ArtifactStore, Draft
 from newsjuice_pipelines.runtime.provenance import hardware
 from newsjuice_pipelines.runtime.reports import read_json
 from newsjuice_pipelines.settings import load_settings
@@ -60,6 +62,7 @@ def lora_adapter(config: FinetuneForm, artifacts: Artifacts, tracking: Tracking)
     kinds={"pytorch", "huggingface"},
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
+    check_specs=[REGISTERED_IF_ASKED],
     code_version="2",
 )
 def merged_model(config: MergeForm, artifacts: Artifacts, vertex: VertexAI) -> dg.MaterializeResult:
@@ -69,6 +72,8 @@ def merged_model(config: MergeForm, artifacts: Artifacts, vertex: VertexAI) -> d
     """
     store = artifacts.store()
     with permanent_failures():
+        if config.register_with_image:
+            vertex.check_registry(store.root)
         adapter, base, rows = store.open("lora_adapter"), store.open("base_model"), store.open("student_dataset")
         settings = from_form(config, merge.MergeConfig)
         artifact = store.publish(
@@ -77,17 +82,23 @@ def merged_model(config: MergeForm, artifacts: Artifacts, vertex: VertexAI) -> d
             lambda draft: merge.merge_adapter(base.path, adapter.path, draft.path, settings, rows.path),
             force=config.force,
         )
-        more: dict[str, Any] = {}
-        if config.register_with_image:
-            base_label = {"newsjuice_base": artifact.facts["base_identity"]}
-            more["vertex_model"] = (
-                vertex.register_model(
-                    "newsjuice-student", artifact.uri, config.register_with_image, artifact.version, labels=base_label
-                )
-                if artifact.facts["gate"]["passed"]
-                else "not uploaded: the merge gate did not pass"
-            )
-    return materialized(artifact, **more)
+    return materialized(artifact, checks=[as_result(upload(config, artifact, vertex))])
+
+
+def upload(config: MergeForm, artifact: Artifact, vertex: VertexAI) -> CheckOutcome:
+    """Puts a model that passed the merge gate into the registry, when that was asked for."""
+    if not config.register_with_image:
+        return CheckOutcome(True, "No upload was asked for.")
+    if not artifact.facts["gate"]["passed"]:
+        return CheckOutcome(False, "Not uploaded: the merge gate did not pass.")
+    labels = {"newsjuice_base": artifact.facts["base_identity"]}
+    try:
+        name = vertex.register_model(
+            "newsjuice-student", artifact.uri, config.register_with_image, artifact.version, labels=labels
+        )
+    except (RegistryRefused, RegistryUnavailable) as error:
+        return CheckOutcome(False, f"Not uploaded: {error}")
+    return CheckOutcome(True, f"In the registry as {name}.", {"vertex_model": name})
 
 
 @dg.asset(

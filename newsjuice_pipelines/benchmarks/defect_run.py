@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -58,7 +59,8 @@ def run_variant(
 
     Returns:
         Lists with an entry a held-out row: `answer_loss` (mean nats a token, end token included), `ended` (by its end of
-        turn), `cap_hit`, `format_pass`; and `effect_kept`, `leaked_rows`, `held_rows` (validation and test), `train_rows`,
+        turn), `cap_hit`, `format_pass`; and `answer_loss_by_token` (every token alike), `effect_kept`, `weight_change`
+        (relative, mean over the blocks), `leaked_rows`, `held_rows` (validation and test), `train_rows`,
         `rows_cut`, `validation_loss` (nats a token, on the variant's own split).
     """
     import pandas as pd
@@ -89,6 +91,7 @@ def run_variant(
     return {
         **measured,
         "effect_kept": facts["gate"]["measures"]["effect_kept"]["value"],
+        "weight_change": statistics.mean(change for block, change in facts["weight_change_by_block"].items() if block != "other"),
         "leaked_rows": split["leaked_rows"],
         "held_rows": split["rows"]["validation"] + split["rows"]["test"],
         "train_rows": split["rows"]["train"],
@@ -97,7 +100,7 @@ def run_variant(
     }
 
 
-def measure(model: Path, held_out: Any, config: DatasetConfig, seed: int, settings: RunSettings) -> dict[str, list[float]]:
+def measure(model: Path, held_out: Any, config: DatasetConfig, seed: int, settings: RunSettings) -> dict[str, Any]:
     """What a merged model does on held-out articles, asked as it was taught: the row-wise part of `run_variant`.
 
     Every variant is asked about whole sentences of the article and judged by the whole script, whatever it was trained on.
@@ -105,7 +108,7 @@ def measure(model: Path, held_out: Any, config: DatasetConfig, seed: int, settin
     import torch
 
     tokenizer, student = load_tokenizer(model), load_model(model)
-    prompts, losses = [], []
+    prompts, losses, lengths = [], [], []
     for article, script in held_out[["chunk_text", "gemini_podcast_text"]].itertuples(index=False):
         messages = training_messages(article, script, tokenizer, settings.max_tokens, config.prompt_version)
         if messages is None:
@@ -116,11 +119,13 @@ def measure(model: Path, held_out: Any, config: DatasetConfig, seed: int, settin
         with torch.inference_mode():
             logits = student(input_ids=torch.tensor([ids]), use_cache=False).logits[0, first - 1 : -1].float()
         losses.append(torch.nn.functional.cross_entropy(logits, torch.tensor(labels[first:])).item())
+        lengths.append(len(labels) - first)
     answers = _sample(student, tokenizer, prompts, seed, settings)
     end, stops = tokenizer.eos_token_id, set(student.generation_config.eos_token_id)
     texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
     return {
         "answer_loss": losses,
+        "answer_loss_by_token": sum(loss * length for loss, length in zip(losses, lengths, strict=True)) / sum(lengths),
         "ended": [float(answer[-1] == end) for answer in answers],
         "cap_hit": [float(answer[-1] not in stops) for answer in answers],
         "format_pass": [float(measure_script(text).passes) for text in texts],

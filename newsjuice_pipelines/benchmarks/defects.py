@@ -10,19 +10,23 @@ import logging
 import multiprocessing
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import newsjuice_pipelines
 from newsjuice_pipelines.benchmarks.defect_run import RunSettings, run_variant, write_result
 from newsjuice_pipelines.benchmarks.machine import machine
 from newsjuice_pipelines.demo import DEMO_ARTICLES
 from newsjuice_pipelines.podcast.training.defects import DEFECTS
+from newsjuice_pipelines.podcast.training.split import group_rows
 from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig, build_tiny
 from newsjuice_pipelines.runtime.progress import Progress
-from newsjuice_pipelines.runtime.provenance import fingerprint
+from newsjuice_pipelines.runtime.provenance import file_fingerprint, fingerprint, package_versions
 from newsjuice_pipelines.runtime.reports import PALETTE, markdown_table, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -33,7 +37,7 @@ logger = logging.getLogger("newsjuice.benchmarks")
 
 ARTICLES_FILE = "bbc_articles.jsonl"
 SEEDS = (1, 2, 3)
-RESAMPLES = 2000
+SIMILARITY = 0.5  # as in the split of the student's data
 FAILED_SHARE = 0.1  # of the teacher's replies, half of them errors and half empty: assumed, since nobody counted them
 ERROR_TEXT = "Error: 429 RESOURCE_EXHAUSTED. Quota exceeded for this model. Please retry later."
 
@@ -74,7 +78,8 @@ def run(
         tiny: shape and pre-training of the base model; it is pre-trained on everything but the held-out articles.
         settings: how one variant is trained and measured.
         workers: processes with one thread each; default: one a core.
-        work: keeps finished runs; default: a folder below the system's temporary one, named after all of the above.
+        work: keeps finished runs; default: a folder below the system's temporary one, named after all of the above and the
+            code, and removed at the end.
     """
     settings, tiny = settings or RunSettings(), tiny or TinyConfig()
     texts = _articles(data)
@@ -83,15 +88,19 @@ def run(
             f"{len(texts)} different articles are not enough for {articles} to train on and {held_out} held out: give a folder "
             f"with {ARTICLES_FILE} by --data."
         )
+    if find_spec("bitsandbytes") is None:
+        raise ValueError("newsjuice bench defects trains with QLoRA too: pip install 'newsjuice-pipelines[gpu]'.")
     plan = {"articles": articles, "chunks": chunks, "held_out": held_out, **vars(settings), **vars(tiny)}
-    home = work or Path(tempfile.gettempdir()) / f"newsjuice-defects-{fingerprint([plan, texts])[:12]}"
-    home.mkdir(parents=True, exist_ok=True)
+    home = work or Path(tempfile.gettempdir()) / f"newsjuice-defects-{fingerprint([plan, texts, _code()])[:12]}"
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
     names = list(texts)
     taught, unseen = names[held_out : held_out + articles], names[:held_out]
     base = _base(home, [texts[name] for name in names[held_out:]], tiny)
     _with_failures(_scripts(texts, taught, chunks, settings)).to_parquet(home / "scripts.parquet")
     _scripts(texts, unseen, 1, settings).to_parquet(home / "held_out.parquet")
     done = _run_all(home, base, [(name, seed) for name in VARIANTS for seed in seeds], settings, workers or os.cpu_count() or 1)
+    if work is None:
+        shutil.rmtree(home)
     return {
         "machine": machine(),
         "data": "demo articles" if data is None else ARTICLES_FILE,
@@ -106,51 +115,98 @@ def run(
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """The ledger as a Markdown table: each figure with its 95 % interval."""
-    header = ["variant", "loss on the answer", "ends by itself", "hits the cap", "format pass", "effect kept", "leaked rows"]
+    """The ledger as a Markdown table, and what its brackets mean."""
+    header = [
+        "variant",
+        "loss on the answer, nats a token",
+        "change of the loss",
+        "ends with the end token",
+        "hits the cap",
+        "format pass",
+        "effect kept",
+        "leaked rows",
+        "own validation loss less that on new articles",
+    ]
     rows = []
     for name, found in results["variants"].items():
-        what = f"{name}: {DEFECTS[name].what}" if name in DEFECTS else name
-        loss = found["answer_loss"]
-        cells = [f"{loss['value']:.2f} [{loss['low']:.2f}, {loss['high']:.2f}]"]
-        cells += [_percent(found[measure]) for measure in ("ended", "cap_hit", "format_pass")]
-        cells.append(_percent(found["effect_kept"]))
-        cells.append(f"{found['leaked_rows']['value']:.0f} of {found['held_rows']['value']:.0f}")
-        rows.append([what, *cells])
-    return markdown_table(header, rows)
+        change = found["change"].get("answer_loss")
+        rows.append(
+            [
+                f"{name}: {DEFECTS[name].what}" if name in DEFECTS else name,
+                _nats(found["answer_loss"]),
+                "" if change is None else _nats(change, sign="+"),
+                *(_percent(found[measure]) for measure in ("ended", "cap_hit", "format_pass")),
+                f"{found['effect_kept']['value']:.1%} ({found['effect_kept']['low']:.1%} to {found['effect_kept']['high']:.1%})",
+                f"{found['leaked_rows']['value']:.0f} of {found['held_rows']['value']:.0f}",
+                f"{found['optimism']['value']:+.2f} ({found['optimism']['low']:+.2f} to {found['optimism']['high']:+.2f})",
+            ]
+        )
+    note = (
+        f"Each variant was trained with seeds {', '.join(map(str, results['seeds']))} on {results['train_rows']} rows of "
+        f"{results['articles']} articles, and asked about {results['held_out']} articles that no variant was trained on "
+        f"({results['data']}); scripts were sampled. A tenth of the teacher's replies were made to fail, which is an assumption. "
+        "Square brackets: 95 % interval over seeds and articles. Round brackets: lowest and highest seed. Changes are against "
+        f'"{RIGHT}", paired by seed and article; those of D5 against "{RIGHT_4BIT}". Scripts that neither end with the end token '
+        "nor hit the cap stop at another control token."
+    )
+    return markdown_table(header, rows) + f"\n\n{note}"
 
 
 def write_plot(results: Mapping[str, Any], path: Path) -> None:
-    """The change of each measure against the same recipe without the defect, with its 95 % interval, as a PNG."""
-    panels = (("answer_loss", "loss on the answer, nats a token"), ("ended", "ends by itself"), ("format_pass", "format pass"))
-    figure, axes = new_figure(10.0, 3.6, columns=len(panels))
+    """What each defect changes, with 95 % intervals, and its effect kept and leaked rows, as a PNG."""
+    panels = (
+        ("answer_loss", "change of the loss on the answer"),
+        ("ended", "change: ends with the end token"),
+        ("format_pass", "change: format pass"),
+        ("effect_kept", "effect kept by the merge"),
+        ("leaked_rows", "leaked rows"),
+    )
     shown = [name for name, found in results["variants"].items() if found["against"]]
+    figure, axes = new_figure(13.0, 3.8, columns=len(panels))
     for axis, (measure, title) in zip(axes, panels, strict=True):
         for place, name in enumerate(reversed(shown)):
-            change = results["variants"][name]["change"][measure]
-            apart = change["low"] > 0 or change["high"] < 0
+            found = results["variants"][name]
+            figures = found["change"].get(measure, found[measure])
+            apart = measure in ROWWISE and (figures["low"] > 0 or figures["high"] < 0)
             color = PALETTE[4] if apart else PALETTE[5]
-            axis.plot([change["low"], change["high"]], [place, place], color=color, linewidth=2)
-            axis.plot([change["value"]], [place], "o", color=color)
-        axis.axvline(0, color=PALETTE[5], linewidth=0.8)
-        axis.set_yticks(range(len(shown)), list(reversed(shown)) if axis is axes[0] else [""] * len(shown))
-        axis.set_title(f"change of: {title}", fontsize=9)
+            axis.plot([figures["low"], figures["high"]], [place, place], color=color, linewidth=2)
+            axis.plot([figures["value"]], [place], "o", color=color)
+        axis.axvline(1.0 if measure == "effect_kept" else 0.0, color=PALETTE[5], linewidth=0.8)
+        labels = [f"{name}: {DEFECTS[name].what}" if name in DEFECTS else name for name in reversed(shown)]
+        axis.set_yticks(range(len(shown)), labels if axis is axes[0] else [""] * len(shown), fontsize=8)
+        axis.set_title(title, fontsize=8)
     save_figure(figure, path)
 
 
-def two_way_interval(values: NDArray[Any]) -> dict[str, float]:
-    """Mean of `values` [seeds, articles] and the 95 % interval when seeds and articles are both drawn with replacement.
+def seeds_and_articles(values: NDArray[Any], *, rate: bool = False) -> dict[str, float]:
+    """Mean of `values` [seeds, articles] with a 95 % interval for other seeds and other articles.
 
-    With three seeds the part that comes from the seeds is coarse. The pigeonhole bootstrap of A. B. Owen, 2007.
+    Seeds and articles are crossed random effects; the variance of the mean is (MS_seeds + MS_articles - MS_rest) / n, with
+    Satterthwaite's degrees of freedom (Searle, Casella, McCulloch: Variance Components, 1992, chapter 4). Where every value
+    is 0 or every value is 1, a rate gets the exact binomial interval over articles.
     """
     import numpy as np
+    from scipy.stats import binomtest, t
 
-    generator = np.random.default_rng(0)
     seeds, articles = values.shape
-    by_seed = generator.integers(seeds, size=(RESAMPLES, seeds, 1))
-    by_article = generator.integers(articles, size=(RESAMPLES, 1, articles))
-    low, high = np.quantile(values[by_seed, by_article].mean(axis=(1, 2)), (0.025, 0.975))
-    return {"value": float(values.mean()), "low": float(low), "high": float(high)}
+    mean = float(values.mean())
+    if rate and mean in (0.0, 1.0):
+        exact = binomtest(round(mean * articles), articles).proportion_ci()
+        return {"value": mean, "low": float(exact.low), "high": float(exact.high)}
+    by_seed, by_article = values.mean(1), values.mean(0)
+    rest = values - by_seed[:, None] - by_article[None, :] + mean
+    squares = [
+        (articles * by_seed.var(ddof=1) if seeds > 1 else 0.0, seeds - 1),
+        (seeds * by_article.var(ddof=1), articles - 1),
+        (float((rest**2).sum()) / max(1, (seeds - 1) * (articles - 1)), (seeds - 1) * (articles - 1)),
+    ]
+    total = max(squares[0][0] + squares[1][0] - squares[2][0], squares[2][0])
+    if total == 0:
+        return {"value": mean, "low": mean, "high": mean}
+    freedom = total**2 / sum(square**2 / degrees for square, degrees in squares if degrees)
+    half = float(t.ppf(0.975, freedom) * np.sqrt(total / (seeds * articles)))
+    low, high = mean - half, mean + half
+    return {"value": mean, "low": max(0.0, low) if rate else low, "high": min(1.0, high) if rate else high}
 
 
 def _summary(name: str, done: Mapping[tuple[str, int], Mapping[str, Any]], seeds: Sequence[int]) -> dict[str, Any]:
@@ -161,10 +217,12 @@ def _summary(name: str, done: Mapping[tuple[str, int], Mapping[str, Any]], seeds
     summary: dict[str, Any] = {"against": against, "change": {}}
     for measure in ROWWISE:
         values = np.array([run[measure] for run in runs])
-        summary[measure] = two_way_interval(values)
+        summary[measure] = seeds_and_articles(values, rate=measure != "answer_loss")
         if against is not None:
-            summary["change"][measure] = two_way_interval(values - np.array([done[against, seed][measure] for seed in seeds]))
-    for measure in ("effect_kept", "leaked_rows", "held_rows", "train_rows", "rows_cut", "validation_loss"):
+            summary["change"][measure] = seeds_and_articles(values - np.array([done[against, seed][measure] for seed in seeds]))
+    optimism = [run["validation_loss"] - run["answer_loss_by_token"] for run in runs]
+    summary["optimism"] = {"value": sum(optimism) / len(runs), "low": min(optimism), "high": max(optimism)}
+    for measure in ("effect_kept", "weight_change", "leaked_rows", "held_rows", "train_rows", "rows_cut", "validation_loss"):
         found = [float(run[measure]) for run in runs]
         summary[measure] = {"value": sum(found) / len(found), "low": min(found), "high": max(found)}
     return summary
@@ -172,6 +230,10 @@ def _summary(name: str, done: Mapping[tuple[str, int], Mapping[str, Any]], seeds
 
 def _percent(found: Mapping[str, float]) -> str:
     return f"{found['value']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"
+
+
+def _nats(found: Mapping[str, float], sign: str = "") -> str:
+    return f"{found['value']:{sign}.2f} [{found['low']:{sign}.2f}, {found['high']:{sign}.2f}]"
 
 
 def _run_all(
@@ -197,15 +259,22 @@ def _run_all(
 
 
 def _articles(data: Path | None) -> dict[str, str]:
-    """Different articles by id, shuffled the same way each time."""
+    """Articles by id, shuffled the same way each time; of near-duplicates one is kept, so that none is on two sides."""
     file = DEMO_ARTICLES if data is None else data / ARTICLES_FILE
     if not file.is_file():
         raise ValueError(f"there is no {ARTICLES_FILE} in {data}: give a folder that has it, or leave --data out.")
-    by_text = {row["content"]: row["article_id"] for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())}
-    texts = {name: text for text, name in by_text.items()}
-    names = sorted(texts)
-    random.Random(0).shuffle(names)
-    return {name: texts[name] for name in names}
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows.sort(key=lambda row: row["article_id"])
+    random.Random(0).shuffle(rows)
+    groups = group_rows([{"article_id": row["article_id"], "chunk_text": row["content"]} for row in rows], SIMILARITY)
+    return {rows[place]["article_id"]: rows[place]["content"] for place in sorted(group[0] for group in groups)}
+
+
+def _code() -> str:
+    """A fingerprint of this package's code and of the libraries' versions: runs of other code are not taken over."""
+    package = Path(newsjuice_pipelines.__file__).parent
+    files = [*package.joinpath("podcast").rglob("*.py"), *package.joinpath("benchmarks").glob("defect*.py")]
+    return fingerprint([{str(file.relative_to(package)): file_fingerprint(file) for file in files}, dict(package_versions())])
 
 
 def _base(home: Path, texts: Sequence[str], tiny: TinyConfig) -> Path:

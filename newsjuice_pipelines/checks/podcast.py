@@ -7,6 +7,7 @@ import dagster as dg
 
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
 from newsjuice_pipelines.podcast.sampling.chunks import CHUNK_TYPES
+from newsjuice_pipelines.podcast.training.defects import DEFECTS, switched_on
 from newsjuice_pipelines.resources.artifacts import Artifacts
 
 if TYPE_CHECKING:
@@ -18,6 +19,13 @@ LOST_TO_FILTERS_LIMIT = 0.5
 LEFT_OUT_ON_PURPOSE = ("other_source_type", "before_first_day", "outside_date_window")
 OK_SCRIPTS_LIMIT = 0.8
 UNIGRAM_SHARE_LIMIT = 0.9
+GATE_WORDS = {
+    "relative_error": "relative error of the logits",
+    "kl_nats": "Kullback-Leibler divergence, nats a token,",
+    "top1_agreement": "share of positions with the same best token",
+    "effect_kept": "part of the adapter's effect that is kept",
+    "effect_not_exceeded": "the same part",
+}
 
 
 # These two judge the rows of one run, so their assets return the results: an old day cannot hide or cause a failure.
@@ -32,6 +40,12 @@ SCRIPTS_ARE_FIT_FOR_TRAINING = dg.AssetCheckSpec(
     asset="teacher_scripts",
     blocking=True,
     description="Enough scripts have the status `ok`.",
+)
+
+REGISTERED_IF_ASKED = dg.AssetCheckSpec(
+    "registered_if_asked",
+    asset="merged_model",
+    description="The model is in the Vertex AI Model Registry, where `register_with_image` asked for that.",
 )
 
 
@@ -126,6 +140,8 @@ def evaluate_split(rows: Mapping[str, int], proof: "SplitProof") -> CheckOutcome
 def evaluate_endings(rows: int, without_end: Sequence[str]) -> CheckOutcome:
     """Whether each training text ends with the end token, without which the student never learns to stop."""
     figures = {"rows": rows, "rows_without_end_token": len(without_end)}
+    if not rows:
+        return CheckOutcome(False, "There are no rows.", figures)
     if without_end:
         return CheckOutcome(
             False,
@@ -133,7 +149,19 @@ def evaluate_endings(rows: int, without_end: Sequence[str]) -> CheckOutcome:
             "chat template must close the assistant's turn with it.",
             figures,
         )
-    return CheckOutcome(rows > 0, f"All {rows:,} rows end with the end token.", figures)
+    return CheckOutcome(True, f"All {rows:,} rows end with the end token.", figures)
+
+
+def evaluate_training(defects: Sequence[str], facts: Mapping[str, Any]) -> CheckOutcome:
+    """Whether the adapter was trained on whole rows with their ends, and with no defect of the first experiment."""
+    figures = {name: facts[name] for name in ("rows_without_end_token", "rows_cut", "rows_without_answer")}
+    if defects:
+        named = ", ".join(f"{name} ({DEFECTS[name].what})" for name in defects)
+        return CheckOutcome(False, f"Trained with defects switched on, for comparison only: {named}.", figures)
+    spoiled = [f"{name.replace('_', ' ')}: {count:,}" for name, count in figures.items() if count]
+    if spoiled:
+        return CheckOutcome(False, f"Some rows were spoiled ({', '.join(spoiled)}): materialise student_dataset again.", figures)
+    return CheckOutcome(True, "Trained on whole rows, each with its end token, and no defect is switched on.", figures)
 
 
 def evaluate_merge(facts: Mapping[str, Any]) -> CheckOutcome:
@@ -142,12 +170,17 @@ def evaluate_merge(facts: Mapping[str, Any]) -> CheckOutcome:
     if gate["passed"] is None:
         return CheckOutcome(False, "The merge was not measured: no held-out prompt.")
     sentences = [
-        f"{name.replace('_', ' ')} {'not measured' if measure['value'] is None else format(measure['value'], '.3g')} "
+        f"{GATE_WORDS.get(name, name)} {'not measured' if measure['value'] is None else format(measure['value'], '.3g')} "
         f"({measure['bound']} {measure['limit']:.3g})"
         for name, measure in gate["measures"].items()
+        if gate["passed"] or not measure["passed"]
     ]
     figures = {"prompts": gate["prompts"], "positions": gate["positions"], **gate["measures"]}
-    return CheckOutcome(gate["passed"], f"{'; '.join(sentences).capitalize()}.", figures)
+    listed = "; ".join(sentences)
+    if not gate["passed"]:
+        advice = "merge with another dtype and with into_4bit off, or train again if the adapter has no effect"
+        return CheckOutcome(False, f"The merged model does not do what its adapter does: {listed}. Next: {advice}.", figures)
+    return CheckOutcome(True, f"The merged model does what its adapter does: {listed}.", figures)
 
 
 def evaluate_answers(reasons: Mapping[str, int]) -> CheckOutcome:
@@ -197,6 +230,14 @@ def every_row_ends_with_the_end_token(artifacts: Artifacts) -> dg.AssetCheckResu
     return as_result(evaluate_endings(sum(map(len, splits)), without))
 
 
+@dg.asset_check(asset="lora_adapter", blocking=True, additional_deps=["student_dataset"])
+def trained_without_defects(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """The adapter saw whole rows with their end tokens, and no defect of the first experiment was switched on."""
+    store = artifacts.store()
+    adapter, rows = store.open("lora_adapter"), store.open("student_dataset")
+    return as_result(evaluate_training(switched_on(rows.recipe["config"], adapter.recipe["config"]), adapter.facts))
+
+
 @dg.asset_check(asset="merged_model", blocking=True)
 def merge_gate(artifacts: Artifacts) -> dg.AssetCheckResult:
     """On held-out prompts the merged model does what base and adapter did, as far as its number format allows."""
@@ -225,6 +266,7 @@ PODCAST_CHECKS = [
     base_model_beats_word_frequencies,
     nothing_on_two_sides,
     every_row_ends_with_the_end_token,
+    trained_without_defects,
     merge_gate,
     student_answers_every_row,
     base_answers_every_row,

@@ -70,6 +70,23 @@ class VertexAI(dg.ConfigurableResource):
             raise VertexNotConfigured(_NO_PACKAGE)
         return lambda: self.client(credentials)
 
+    def check_registry(self, artifact_uri: str) -> str:
+        """The project whose registry can take a model from `artifact_uri`; what is missing is reported before any work.
+
+        Raises:
+            VertexNotConfigured: no project, no `gcp` extra, or an artefact that is not on Cloud Storage.
+        """
+        if not artifact_uri.startswith("gs://"):
+            raise VertexNotConfigured(
+                f"the Model Registry reads models from Cloud Storage, and artefacts are in {artifact_uri}: set "
+                "NEWSJUICE_ARTIFACTS to gs://bucket/prefix, and copy the artefacts there or materialise them again from "
+                "article_chunks on."
+            )
+        project = self._project()
+        if find_spec("google") is None or find_spec("google.cloud") is None or find_spec("google.cloud.aiplatform") is None:
+            raise VertexNotConfigured(_NO_PACKAGE)
+        return project
+
     def register_model(
         self,
         name: str,
@@ -101,18 +118,11 @@ class VertexAI(dg.ConfigurableResource):
             RegistryRefused: no permission, no credentials, or a request that Google finds wrong; says what to do.
             RegistryUnavailable: quota used up, the service down, or no answer in time.
         """
-        if not artifact_uri.startswith("gs://"):
-            raise VertexNotConfigured(
-                f"the Model Registry reads models from Cloud Storage, and this one is in {artifact_uri}: "
-                "set NEWSJUICE_ARTIFACTS to gs://bucket/prefix and materialise the model again."
-            )
+        project = self.check_registry(artifact_uri)
         all_labels = {**(labels or {}), VERSION_LABEL: version}
         _check_names(name, all_labels)
-        project = self._project()
-        try:
-            from google.cloud import aiplatform
-        except ImportError:
-            raise VertexNotConfigured(_NO_PACKAGE) from None
+        from google.cloud import aiplatform
+
         with _readable_errors(project, self.registry_location, credentials):
             aiplatform.init(
                 project=project,

@@ -1,5 +1,6 @@
 """The defect ledger, at a size that takes seconds."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,34 @@ def test_variants_are_trained_and_measured_once_and_shown_in_one_table(tmp_path:
     assert defects.run(**sizes) == results
 
 
-def test_an_interval_covers_articles_and_seeds() -> None:
+def test_an_interval_covers_other_seeds_and_other_articles() -> None:
     by_seed = np.array([[1.0] * 50, [2.0] * 50, [3.0] * 50])
     by_article = np.array([list(range(50))] * 3, dtype=float)
 
-    assert defects.two_way_interval(np.ones((3, 50))) == {"value": 1.0, "low": 1.0, "high": 1.0}
-    assert defects.two_way_interval(by_seed)["low"] < 1.5
-    interval = defects.two_way_interval(by_article)
-    assert 18 < interval["low"] < 24.5 < interval["high"] < 31
+    assert defects.seeds_and_articles(np.ones((3, 50))) == {"value": 1.0, "low": 1.0, "high": 1.0}
+    of_seeds = defects.seeds_and_articles(by_seed)
+    assert of_seeds["low"] == pytest.approx(2 - 4.303 / np.sqrt(3), abs=0.01)  # Student's t with two degrees of freedom
+    of_articles = defects.seeds_and_articles(by_article)
+    assert of_articles["high"] == pytest.approx(24.5 + 2.01 * 14.577 / np.sqrt(50), abs=0.01)  # and with 49
+
+
+def test_a_rate_that_never_happened_is_not_certain_to_be_zero() -> None:
+    assert defects.seeds_and_articles(np.zeros((3, 64)), rate=True) == {
+        "value": 0,
+        "low": 0,
+        "high": pytest.approx(0.056, abs=0.001),
+    }
+    assert defects.seeds_and_articles(np.ones((3, 64)), rate=True)["low"] == pytest.approx(0.944, abs=0.001)
+
+
+def test_no_article_has_a_near_duplicate_among_the_others(tmp_path: Path) -> None:
+    text = " ".join(f"word{number}" for number in range(200))
+    rows = [("a", text), ("b", text + " more"), ("c", "Something else entirely, about another matter.")]
+    lines = [json.dumps({"article_id": name, "content": content}) for name, content in rows]
+    (tmp_path / "bbc_articles.jsonl").write_text("\n".join(lines))
+
+    with pytest.raises(ValueError, match="2 different articles are not enough"):
+        defects.run(tmp_path)
 
 
 def test_too_few_articles_are_refused(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from newsjuice_pipelines.podcast.training.defects import DEFECTS, switched_on
 from newsjuice_pipelines.podcast.training.finetune_config import FinetuneConfig
 from newsjuice_pipelines.runtime.reports import cell
 
@@ -19,6 +20,8 @@ def adapter_card(facts: Mapping[str, Any], config: FinetuneConfig, base_record: 
         base_record: name of the file that identifies the base model.
     """
     scored = "the scripts alone" if config.completion_only_loss else "prompts and scripts"
+    defects = ", ".join(f"{name} ({DEFECTS[name].what})" for name in switched_on(asdict(config)))
+    warning = f"**Trained with defects switched on, for comparison: {defects}. Not for use.**\n\n" if defects else ""
     settings = "\n".join(f"| {name} | {value} |" for name, value in asdict(config).items())
     measured = "\n".join(
         f"| {label} | {cell(facts[name])} |"
@@ -39,7 +42,7 @@ pipeline_tag: text-generation
 ---
 # Podcast script adapter
 
-A LoRA adapter that turns a base model into a writer of podcast scripts. It belongs to the base model with the identity
+{warning}A LoRA adapter that turns a base model into a writer of podcast scripts. It belongs to the base model with the identity
 `{facts["base_identity"]}` (see `{base_record}`) and to no other; `merged_model` holds the two as one.
 
 Trained on {facts["train_rows"]:,} scripts that a teacher model wrote, with the loss on {scored}; `masked_rows.md` shows two of

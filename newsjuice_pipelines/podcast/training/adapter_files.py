@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from newsjuice_pipelines.podcast.training.base_model import base_identity, differing_files, load_tokenizer, tensor_shapes
+from newsjuice_pipelines.podcast.training.chat import tokenizer_fingerprint
 from newsjuice_pipelines.podcast.training.finetune import BASE_RECORD
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -72,9 +73,16 @@ def check_base(base: Path, adapter: Path, record: Mapping[str, Any]) -> str:
             f"the adapter was trained on other weights or another revision of the base {also}{pair}: its changes mean nothing "
             f"there. {way_out}."
         )
-    if load_tokenizer(adapter).get_vocab() != load_tokenizer(base).get_vocab():
-        raise MergeError(f"the tokenizer in the adapter's folder {adapter} has not the tokens of its base's: {_AGAIN}.")
+    if _cutting(adapter) != _cutting(base):
+        raise MergeError(f"the tokenizer in the adapter's folder {adapter} cuts text otherwise than its base's: {_AGAIN}.")
     return str(found["identity"])
+
+
+def _cutting(folder: Path) -> str:
+    """How the tokenizer in `folder` cuts text into tokens. Its chat template may differ from the base's (defect D4)."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = None
+    return tokenizer_fingerprint(tokenizer)
 
 
 def check_adapter_fits(shapes: Mapping[str, tuple[int, ...]], adapter: Path) -> set[str]:

@@ -7,11 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.training.dataset import DatasetConfig
-from newsjuice_pipelines.podcast.training.finetune_config import FinetuneConfig
-from newsjuice_pipelines.podcast.training.merge import MergeConfig
+if TYPE_CHECKING:
+    from newsjuice_pipelines.podcast.training.dataset import DatasetConfig
+    from newsjuice_pipelines.podcast.training.finetune_config import FinetuneConfig
+    from newsjuice_pipelines.podcast.training.merge import MergeConfig
+
+# Parts of a defect that are no mistake by themselves: the original's prompt, and QLoRA.
+CHOICES = ("prompt_version", "load_in_4bit")
 
 
 @dataclass(frozen=True)
@@ -51,3 +55,13 @@ def with_defects(
         finetune = replace(finetune, **defect.finetune)
         merge = replace(merge, **defect.merge)
     return dataset, finetune, merge
+
+
+def switched_on(*settings: Mapping[str, Any]) -> list[str]:
+    """Which defects are on in the settings of a data set, an adapter or a merge, as keys of `DEFECTS`."""
+    found = []
+    for name, defect in DEFECTS.items():
+        switches = {**defect.dataset, **defect.finetune, **defect.merge}
+        if any(of.get(key) == value for of in settings for key, value in switches.items() if key not in CHOICES):
+            found.append(name)
+    return found

@@ -27,6 +27,7 @@ from newsjuice_pipelines.podcast.training.base_model import DTYPES, base_identit
 from newsjuice_pipelines.podcast.training.chat_tokens import encode_example, end_token_ids
 from newsjuice_pipelines.podcast.training.merge_gate import NotFiniteError, PromptMeasures, judge_merge, measure_prompt
 from newsjuice_pipelines.podcast.training.merged_model_card import merged_model_card
+from newsjuice_pipelines.podcast.training.training_rows import dataset_fingerprint
 from newsjuice_pipelines.podcast.training.weight_change import (
     WEIGHT_CHANGE_FILE,
     change_by_block,
@@ -81,8 +82,8 @@ def merge_adapter(
             `facts["gate"]["passed"]` is None.
 
     Raises:
-        MergeError: the adapter belongs to another base, tokenizer or architecture, lacks files, or gives weights or logits
-            that are not finite. A merge that only loses too much is written, with `facts["gate"]["passed"]` False.
+        MergeError: the adapter belongs to another base, tokenizer, data set or architecture, lacks files, or gives weights or
+            logits that are not finite. A merge that only loses too much is written, with `facts["gate"]["passed"]` False.
         BaseModelError: a model cannot be loaded.
     """
     started = time.monotonic()
@@ -91,6 +92,11 @@ def merge_adapter(
     found = check_base(base, adapter, record)
     tokenizer = load_tokenizer(adapter)
     examples = [] if dataset is None else held_out_examples(dataset, tokenizer, config.gate_prompts)
+    if dataset is not None and record.get("dataset_fingerprint") != dataset_fingerprint(dataset):
+        raise MergeError(
+            "the adapter was trained on another student_dataset than this one, so that its test rows may be rows it was trained "
+            "on: materialise lora_adapter again."
+        )
 
     exact = adapted_model(base, adapter, record)
     merged = _merged_into_4bit(base, adapter, record) if config.into_4bit else _merged(copy.deepcopy(exact))

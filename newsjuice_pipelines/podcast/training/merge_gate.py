@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 ALLOWED_RATIO = 1.5
 EFFECT_KEPT_LIMIT = 0.9
+EFFECT_MOST = 1.1  # more than the whole effect is a merge at a wrong strength
 # In float32 the reference is zero. These allow for rounding in another order of summation, and for the top-1 measure also
 # for the few positions where two tokens are about equally likely: which of them flip is chance, so that the count of the
 # reference is itself uncertain by about its square root.
@@ -148,7 +149,7 @@ def judge_merge(prompts: Sequence[PromptMeasures]) -> GateResult:
 
     Relative error, mean KL (nats a position) and top-1 disagreement of the merged model may be at most `ALLOWED_RATIO`
     times those of the adapter in the same number format, plus a floor; at least `EFFECT_KEPT_LIMIT` of what the adapter
-    does to the logits has to be there. An adapter that changes nothing does not pass.
+    does to the logits has to be there, and at most `EFFECT_MOST`. An adapter that changes nothing does not pass.
 
     Raises:
         ValueError: no prompts.
@@ -166,6 +167,7 @@ def judge_merge(prompts: Sequence[PromptMeasures]) -> GateResult:
         "kl_nats": _judge(_mean_kl, prompts, lambda reference: ALLOWED_RATIO * reference + KL_FLOOR_NATS),
         "top1_agreement": _judge(_top1_agreement, prompts, lowest_agreement, "at least"),
         "effect_kept": _judge(_effect_kept, prompts, lambda _: EFFECT_KEPT_LIMIT, "at least"),
+        "effect_not_exceeded": _judge(_effect_kept, prompts, lambda _: EFFECT_MOST),
     }
     return GateResult(all(measure.passed for measure in measures.values()), len(prompts), positions, measures)
 

@@ -195,8 +195,27 @@ def test_an_adapter_with_other_tokens_than_its_base_is_refused(base: Path, adapt
     tokenizer.add_tokens(["<one more>"])
     tokenizer.save_pretrained(adapter)
 
-    with pytest.raises(MergeError, match="has not the tokens of its base's"):
+    with pytest.raises(MergeError, match="cuts text otherwise than its base's"):
         merge_adapter(base, adapter, out)
+
+
+def test_an_adapter_whose_tokenizer_merges_otherwise_is_refused(base: Path, adapter: Path, out: Path) -> None:
+    tokenizer = json.loads((adapter / "tokenizer.json").read_text())
+    tokenizer["model"]["merges"].reverse()
+    (adapter / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    with pytest.raises(MergeError, match="cuts text otherwise than its base's"):
+        merge_adapter(base, adapter, out)
+
+
+def test_test_rows_of_another_data_set_are_refused(
+    base: Path, adapter: Path, out: Path, tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+
+    with pytest.raises(MergeError, match="trained on another student_dataset"):
+        merge_adapter(base, adapter, out, dataset=make_dataset(other, train=17))
 
 
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors", "tokenizer.json"])

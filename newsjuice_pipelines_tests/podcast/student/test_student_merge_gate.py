@@ -148,7 +148,7 @@ def test_an_adapter_that_changes_nothing_does_not_pass(base: Path, dataset: Path
 
     gate = merge_adapter(base, idle, out, MergeConfig(), dataset)["gate"]
 
-    assert gate["failed"] == ["effect_kept"]
+    assert gate["failed"] == ["effect_kept", "effect_not_exceeded"]
     assert gate["measures"]["effect_kept"]["value"] is None
 
 
@@ -168,6 +168,18 @@ def test_kept_effect_is_the_part_of_the_adapters_direction() -> None:
     for part in (0.0, 0.25, 1.0):
         judged = judge_merge([measure_prompt(base, base + effect, base + part * effect)])
         assert judged.measures["effect_kept"].value == pytest.approx(part, abs=1e-5)
+
+
+def test_a_weak_adapter_merged_at_twice_its_strength_does_not_pass() -> None:
+    generator = torch.Generator().manual_seed(3)
+    base, effect, first, second = (torch.randn(200, 30, generator=generator) for _ in range(4))
+    adapter = base + 0.03 * effect  # weaker than what the number format changes
+
+    twice = measure_prompt(base, adapter, adapter + 0.03 * effect + 0.1 * first, adapter + 0.1 * second)
+    once = measure_prompt(base, adapter, adapter + 0.1 * first, adapter + 0.1 * second)
+
+    assert judge_merge([twice]).as_json()["failed"] == ["effect_not_exceeded"]
+    assert judge_merge([once]).measures["effect_not_exceeded"].passed
 
 
 def test_a_shift_of_all_logits_of_a_position_is_no_error() -> None:
