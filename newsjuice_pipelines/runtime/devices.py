@@ -44,7 +44,10 @@ def cpu_computes_in_bfloat16() -> bool:
 
 
 def free_memory_bytes(device: str, index: int = 0) -> int:
-    """Memory that can still be taken: of the CUDA device `index`, or of this machine within its container's limit."""
+    """Memory that can still be taken: of the CUDA device `index`, or of this machine within its container's limit.
+
+    File pages that the container has not used lately count as free: the system gives them up before it runs out.
+    """
     if device == "cuda":
         import torch
 
@@ -55,14 +58,31 @@ def free_memory_bytes(device: str, index: int = 0) -> int:
     available: int = psutil.virtual_memory().available
     try:
         limit = (CGROUP / "memory.max").read_text(encoding="ascii").strip()
-        used = int((CGROUP / "memory.current").read_text(encoding="ascii"))
+        used = int((CGROUP / "memory.current").read_text(encoding="ascii")) - _reclaimable_bytes()
     except (OSError, ValueError):  # not Linux, or no container
         return available
     return available if limit == "max" else min(available, max(0, int(limit) - used))
 
 
+def _reclaimable_bytes() -> int:
+    """Page cache of this container that nothing has used lately; 0 where the system does not say."""
+    try:
+        lines = (CGROUP / "memory.stat").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+
+
+def reset_peak_memory(device: str) -> None:
+    """Let `peak_memory_mib` speak of what comes from here on; the resident peak of a process on the CPU cannot be reset."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_mib(device: str) -> int:
-    """The most memory this process has held: allocated on the CUDA device, or resident on the CPU."""
+    """The most memory this process has held: allocated on the CUDA device since the last reset, or resident on the CPU."""
     if device == "cuda":
         import torch
 

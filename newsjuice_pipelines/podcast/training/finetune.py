@@ -34,8 +34,8 @@ from newsjuice_pipelines.podcast.training.training_rows import (
     encode_rows,
     use_plain_template,
 )
-from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint, start_fresh_unless_same
-from newsjuice_pipelines.runtime.devices import Device, best_device, free_memory_bytes, peak_memory_mib
+from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint, repoint_best_checkpoint, start_fresh_unless_same
+from newsjuice_pipelines.runtime.devices import Device, best_device, free_memory_bytes, peak_memory_mib, reset_peak_memory
 from newsjuice_pipelines.runtime.reports import write_json
 from newsjuice_pipelines.runtime.seeds import set_seeds
 from newsjuice_pipelines.runtime.tracking import Tracker
@@ -91,6 +91,7 @@ def train_adapter(
     Raises:
         FinetuneError: no rows, rows longer than `max_length`, a base without a chat template or with another tokenizer than
             the data set was made with, too little memory, settings that this machine cannot train with.
+            The checkpoint with the lowest validation loss is lost.
         TrainingDiverged: the loss is no number, rises, or ends above where it began.
     """
     from newsjuice_pipelines.podcast.training import processes
@@ -104,8 +105,10 @@ def train_adapter(
     identity = base_identity(base)
     data = dataset_fingerprint(dataset)
     device = best_device(ranks.local_rank)
-    with memory_errors(config, device.name):
+    sharing = ranks.processes if device.type == "cpu" else 1
+    with memory_errors(config, device.name, sharing=sharing):
         prepared = prepare_training(base, dataset, config, scratch, ranks)
+    with memory_errors(config, device.name, checkpointing=prepared.plan.checkpointing, sharing=sharing):
         _train(
             prepared,
             config,
@@ -118,7 +121,8 @@ def train_adapter(
         return {}
     history = prepared.log.history(prepared.trainer.state.log_history)
     check_improvement(history)
-    _write_adapter(prepared, identity, config, history, out)
+    _check_best_weights(prepared.trainer.state.best_model_checkpoint, history, scratch)
+    _write_adapter(prepared, identity, data, config, history, out)
     facts = {
         **_training_facts(prepared, history, config, ranks),
         "base_identity": identity["identity"],
@@ -151,6 +155,7 @@ def prepare_training(
     place = f"cuda:{ranks.local_rank}" if device.type == "cuda" else "cpu"
     if device.type == "cuda":
         torch.cuda.set_device(ranks.local_rank)
+    reset_peak_memory(device.type)  # a run before it in this process must not speak for this one
     model = load_model(base, weights_dtype(compute_dtype), place, load_in_4bit=config.load_in_4bit)
     if config.packing:
         use_packed_attention(model)
@@ -187,7 +192,9 @@ def _train(
     with trainer.args.main_process_first(desc="looking for checkpoints"):
         if ranks.rank == 0:
             start_fresh_unless_same(scratch, run)
-    checkpoint = last_whole_checkpoint(scratch)
+            if (found := last_whole_checkpoint(scratch, ranks.processes)) is not None:
+                repoint_best_checkpoint(scratch, found)
+    checkpoint = last_whole_checkpoint(scratch, ranks.processes)
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint.name)
         state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
@@ -203,6 +210,16 @@ def _train(
         trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
 
+def _check_best_weights(best: str | None, history: dict[str, Any], scratch: Path) -> None:
+    """Raise `FinetuneError` unless the trainer went back to the checkpoint with the lowest validation loss."""
+    step = history["best_step"]
+    if best is None or not Path(best).is_dir() or Path(best).name != f"checkpoint-{step}":
+        raise FinetuneError(
+            f"the checkpoint with the lowest validation loss, that of step {step}, is no longer in {scratch}, so its weights "
+            "are lost: delete that folder and materialise lora_adapter again, which trains from the start."
+        )
+
+
 def _show_first_row(prepared: PreparedTraining) -> None:
     from newsjuice_pipelines.podcast.training.masked_rows import masked_rows
 
@@ -210,7 +227,7 @@ def _show_first_row(prepared: PreparedTraining) -> None:
 
 
 def _write_adapter(
-    prepared: PreparedTraining, identity: dict[str, Any], config: FinetuneConfig, history: dict[str, Any], out: Path
+    prepared: PreparedTraining, identity: dict[str, Any], data: str, config: FinetuneConfig, history: dict[str, Any], out: Path
 ) -> None:
     from newsjuice_pipelines.podcast.training.masked_rows import MASKED_ROWS_FILE, masked_rows
 
@@ -219,7 +236,12 @@ def _write_adapter(
     tuned.peft_config["default"].base_model_name_or_path = f"base-{identity['identity']}"
     tuned.save_pretrained(out, safe_serialization=True, save_embedding_layers=False)
     prepared.tokenizer.save_pretrained(out)
-    record = {**identity, "load_in_4bit": config.load_in_4bit, "trained_in": weights_dtype(prepared.compute_dtype)}
+    record = {
+        **identity,
+        "load_in_4bit": config.load_in_4bit,
+        "trained_in": weights_dtype(prepared.compute_dtype),
+        "dataset_fingerprint": data,
+    }
     write_json(out / BASE_RECORD, record)
     write_json(out / LOSS_HISTORY, history)
     write_loss_curve(history, out / "loss_curve.png")
@@ -263,5 +285,5 @@ def _training_facts(
         "dtype": "nf4" if config.load_in_4bit else weights_dtype(prepared.compute_dtype),
         "compute_dtype": prepared.compute_dtype,
         "tracking_url": log.tracked.url,
-        "tracking_folder": log.tracked.folder,
+        "tracking_run": None if log.tracked.folder is None else Path(log.tracked.folder).name,
     }

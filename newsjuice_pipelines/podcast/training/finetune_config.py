@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 
 OPTIMIZERS = ("adamw", "paged_adamw_8bit")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
-CHECKPOINTING = ("auto", "on", "off")
+CHECKPOINTING = ("auto", "always", "never")
 AT_LEAST_ONE = ("lora_rank", "lora_alpha", "epochs", "batch_size", "accumulation_steps", "patience_epochs")
 AT_LEAST_ZERO = ("processes", "checkpoint_steps", "weight_decay", "seed")
 MINIMUM_LENGTH = 8
@@ -33,7 +33,7 @@ class FinetuneConfig:
     accumulation_steps: int = 4
     """Device steps an optimiser step; several processes share them, so that the effective batch stays the same."""
     learning_rate: float = 3e-4
-    """Peak of the cosine schedule. LoRA wants 1e-4 to 1e-3, about ten times the rate of full training."""
+    """Peak of the cosine schedule. LoRA wants 0.0001 to 0.001, about ten times the rate of full training."""
     warmup_share: float = 0.05
     """Share of the steps with a rising learning rate."""
     weight_decay: float = 0.0
@@ -49,13 +49,13 @@ class FinetuneConfig:
     dtype: str = "auto"
     """Numbers of weights and arithmetic: auto (bfloat16 where the device is fast in it), float32, bfloat16, float16."""
     activation_checkpointing: str = "auto"
-    """Recompute activations in the backward pass, less memory but slower: auto (only where memory asks for it), on, off."""
+    """Recompute activations in the backward pass, less memory but slower: auto (only where memory asks for it), always, never."""
     processes: int = 0
-    """Training processes on this machine, one a GPU: 0 is one for each GPU, or 1 without a GPU."""
+    """Training processes on this machine, one a GPU. 0: as many of the GPUs as share accumulation_steps evenly; 1 without one."""
     checkpoint_steps: int = 100
     """Optimiser steps between checkpoints within an epoch, to resume from after a kill; 0 keeps those of the epochs only."""
-    patience_epochs: int = 2
-    """Epochs without a lower validation loss before training stops."""
+    patience_epochs: int = 1
+    """Epochs without a lower validation loss before training stops; with as many as `epochs` it never does."""
     seed: int = 42
     """Decides the adapter's first weights, the order of the rows and the dropout."""
     completion_only_loss: bool = True
@@ -84,7 +84,7 @@ class FinetuneConfig:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: it must not be negative.")
         if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be above 0; LoRA wants 1e-4 to 1e-3.")
+            raise ValueError(f"learning_rate is {self.learning_rate}: it must be above 0; LoRA wants 0.0001 to 0.001.")
         for name in ("lora_dropout", "warmup_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: it is a share, from 0 to below 1.")
@@ -103,7 +103,7 @@ class FinetuneConfig:
 PRESETS: Mapping[str, FinetuneConfig] = {
     "recommended": FinetuneConfig(),
     # The stand-in base knows so little that an adapter must move its weights far within a hundred steps.
-    "stand_in": FinetuneConfig(lora_alpha=32, epochs=4, accumulation_steps=1, learning_rate=4e-3),
+    "stand_in": FinetuneConfig(lora_alpha=32, epochs=4, accumulation_steps=1, learning_rate=4e-3, patience_epochs=2),
     "original": FinetuneConfig(
         lora_rank=64,
         lora_alpha=16,
@@ -117,7 +117,7 @@ PRESETS: Mapping[str, FinetuneConfig] = {
         packing=False,
         load_in_4bit=True,
         optimizer="paged_adamw_8bit",
-        activation_checkpointing="on",
+        activation_checkpointing="always",
         processes=1,
         patience_epochs=3,  # as many as the epochs: it never stops early
     ),

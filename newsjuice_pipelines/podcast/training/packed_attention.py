@@ -5,9 +5,12 @@ The stock way is one square of the whole sequence under a mask: with three rows 
 
 from __future__ import annotations
 
+import logging
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
+
+logger = logging.getLogger("newsjuice.finetune")
 
 PACKED_ATTENTION = "packed_sdpa"
 
@@ -15,10 +18,22 @@ PACKED_ATTENTION = "packed_sdpa"
 def use_packed_attention(model: Any) -> None:
     """Let `model` attend row by row wherever a batch says where its rows begin (`cu_seq_lens_q`, from TRL's packing collator).
 
-    Batches that do not say so are computed as with `sdpa`: padded ones, and single rows.
+    Batches that do not say so are computed as with `sdpa`: padded ones, and single rows. A model with a sliding window or
+    chunks keeps its stock attention, since only its masks know what is out of a token's reach.
     """
+    if not attends_to_everything(model.config):
+        logger.info("some layers do not attend to the whole row: packed rows are kept apart by the model's own masks")
+        return
     _register()
     model.set_attn_implementation(PACKED_ATTENTION)
+
+
+def attends_to_everything(config: Any) -> bool:
+    """Whether every layer of a model with this configuration attends to all tokens before a token."""
+    text = config.get_text_config()
+    if set(getattr(text, "layer_types", None) or ()) - {"full_attention"}:
+        return False
+    return getattr(text, "sliding_window", None) is None or not getattr(text, "use_sliding_window", True)
 
 
 @lru_cache(maxsize=1)

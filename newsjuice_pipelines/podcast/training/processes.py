@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from newsjuice_pipelines.podcast.training.chat_tokens import ChatTemplateError
 from newsjuice_pipelines.podcast.training.finetune_config import FinetuneConfig
 from newsjuice_pipelines.podcast.training.trainer import steps_per_process
 from newsjuice_pipelines.podcast.training.training_log import TrainingDiverged
+from newsjuice_pipelines.podcast.training.training_memory import memory_advice
 from newsjuice_pipelines.podcast.training.training_rows import FinetuneError
 from newsjuice_pipelines.runtime.tracking import Tracker
 
@@ -34,6 +36,7 @@ logger = logging.getLogger("newsjuice.finetune")
 FACTS = "facts.json"
 STOP_WITH_STDIN = "--stop-with-stdin"
 KEPT_LINES = 40
+KILLED = re.compile(r"exitcode\s*: -9\b|Signal 9\b")  # as torchrun words it
 PATIENCE_S = 10.0  # between asking processes to end and ending them
 ERRORS: Mapping[str, Callable[[str], Exception]] = {
     error.__name__: error for error in (FinetuneError, TrainingDiverged, BaseModelError, ChatTemplateError)
@@ -111,7 +114,7 @@ def train_in_processes(
         if code == 0 and facts.is_file():
             found: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
             return found
-        raise _error_of(folder, code, last_lines)
+        raise _error_of(folder, code, last_lines, replace(config, processes=count))
 
 
 def write_job(
@@ -192,18 +195,26 @@ def _end(process: subprocess.Popen[str]) -> None:
             stream.close()
 
 
-def _error_of(folder: Path, code: int, last_lines: deque[str]) -> Exception:
-    """The error to raise for failed workers: one of this package's when a worker met it, else what is known."""
+def _error_of(folder: Path, code: int, last_lines: Sequence[str], config: FinetuneConfig) -> Exception:
+    """The error to raise for failed workers: one of this package's when a worker met it, else what is known.
+
+    A worker that is killed writes nothing; what the others report then is only that they lost it.
+    """
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("error-*.json"))]
     for report in reports:
         if report["type"] in ERRORS:
             return ERRORS[report["type"]](report["message"])
-    if reports:
-        return ProcessesError(f"a training process failed: {reports[0]['type']}: {reports[0]['message']}")
-    killed = any("exitcode: -9" in line or "Signal 9" in line for line in last_lines)
-    reason = " It was killed, as the system does when memory runs out: see batch_size and processes." if killed else ""
+    report = f"{reports[0]['type']}: {reports[0]['message']}" if reports else ""
     lines = "\n".join(last_lines)
-    return ProcessesError(f"a training process ended with status {code} and no error of its own.{reason}\n{lines}")
+    if any(KILLED.search(line) for line in last_lines):
+        return ProcessesError(
+            "a training process was killed, as the system does when this machine's (or its container's) memory runs out. "
+            f"{memory_advice(config, sharing=config.processes)}\n"
+            + (f"Another process then failed: {report}" if report else lines)
+        )
+    if report:
+        return ProcessesError(f"a training process failed: {report}")
+    return ProcessesError(f"a training process ended with status {code} and no error of its own.\n{lines}")
 
 
 def _end_with(descriptor: int) -> None:

@@ -149,6 +149,7 @@ def new_trainer(
         callbacks=[log.callback()],
     )
     trainer.log_of_run = log
+    _keep_adapter_in_float32(trainer.model)
     trainer.remove_callback(PrinterCallback)  # progress goes to the log instead
     return trainer
 
@@ -162,6 +163,17 @@ def _keep_4bit_weights_trainable(model: Any) -> None:
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def _keep_adapter_in_float32(model: Any) -> None:
+    """Undo TRL's cast of the adapter of a 4-bit base to bf16.
+
+    The 8 significant bits of bf16 weights swallow most of the optimiser's updates, and the gradient scaler of fp16 refuses
+    bf16 gradients.
+    """
+    for weight in model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
 
 
 def _as_dataset(rows: TrainingRows) -> Any:

@@ -51,7 +51,7 @@ def plan_checkpointing(
     needed += adapter_bytes(model, config.lora_rank)
     automatic = needed > USABLE_SHARE * free_bytes
     plan = CheckpointingPlan(
-        checkpointing=automatic if config.activation_checkpointing == "auto" else config.activation_checkpointing == "on",
+        checkpointing=automatic if config.activation_checkpointing == "auto" else config.activation_checkpointing == "always",
         needed_mib=needed // 2**20,
         free_mib=free_bytes // 2**20,
     )
@@ -93,8 +93,15 @@ def adapter_bytes(model: Any, rank: int) -> int:
 
 
 @contextmanager
-def memory_errors(config: FinetuneConfig, device: str) -> Iterator[None]:
-    """Turns an exhausted memory into a `FinetuneError` that names the settings to change, with their values."""
+def memory_errors(config: FinetuneConfig, device: str, *, checkpointing: bool | None = None, sharing: int = 1) -> Iterator[None]:
+    """Turns an exhausted memory into a `FinetuneError` that names the settings in force, and what to change.
+
+    Args:
+        config: how the adapter is trained.
+        device: its name.
+        checkpointing: as in `memory_advice`.
+        sharing: as in `memory_advice`.
+    """
     import torch
 
     try:
@@ -104,9 +111,34 @@ def memory_errors(config: FinetuneConfig, device: str) -> Iterator[None]:
         if not exhausted and not any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
             raise
         raise FinetuneError(
-            f"the memory of the device ({device}) did not suffice for training. In force: batch_size {config.batch_size}, "
-            f"max_length {config.max_length}, activation_checkpointing {config.activation_checkpointing}, load_in_4bit "
-            f"{str(config.load_in_4bit).lower()}. Lower batch_size (and raise accumulation_steps as much), set "
-            "activation_checkpointing to on, set load_in_4bit, or lower max_length with the data set's max_tokens. "
+            f"the memory of the device ({device}) did not suffice for training. "
+            f"{memory_advice(config, checkpointing=checkpointing, sharing=sharing)} "
             f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
         ) from error
+
+
+def memory_advice(config: FinetuneConfig, *, checkpointing: bool | None = None, sharing: int = 1) -> str:
+    """The settings in force that decide on memory, and those of them that can still be changed to need less.
+
+    Args:
+        config: how the adapter is trained.
+        checkpointing: whether activations are recomputed; None: not decided yet, but for the configuration.
+        sharing: processes that share the memory that ran out.
+    """
+    asked = config.activation_checkpointing
+    recomputed = asked == "always" if checkpointing is None else checkpointing
+    decided = "" if asked != "auto" or checkpointing is None else f" ({'on' if recomputed else 'off'})"
+    in_force = (
+        f"batch_size {config.batch_size}, max_length {config.max_length}, activation_checkpointing {asked}{decided}, "
+        f"load_in_4bit {str(config.load_in_4bit).lower()}" + (f", processes {sharing}" if sharing > 1 else "")
+    )
+    changes = {
+        "lower processes (they share this memory)": sharing > 1,
+        "lower batch_size (and raise accumulation_steps as much)": config.batch_size > 1,
+        "set activation_checkpointing to always": not recomputed,
+        "set load_in_4bit": not config.load_in_4bit,
+        "lower max_length (with the data set's max_tokens where rows are longer)": True,
+    }
+    *others, last = [change for change, helps in changes.items() if helps]
+    advice = ", ".join(others) + (", or " if others else "") + last
+    return f"In force: {in_force}. {advice[0].upper()}{advice[1:]}."

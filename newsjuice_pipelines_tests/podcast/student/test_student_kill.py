@@ -1,6 +1,8 @@
 """A training that is killed in the middle of an epoch ends, once resumed, at the weights of one that was not."""
 
+import json
 import logging
+import shutil
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from newsjuice_pipelines.podcast.training.finetune import FinetuneConfig, train_adapter
+from newsjuice_pipelines.podcast.training.finetune import FinetuneConfig, FinetuneError, train_adapter
 from newsjuice_pipelines.podcast.training.processes import write_job
 from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
 
@@ -65,18 +67,46 @@ def test_checkpoints_within_epochs_change_nothing(base: Path, dataset: Path, tun
     assert (tmp_path / "often/out" / WEIGHTS).read_bytes() == (tmp_path / "seldom/out" / WEIGHTS).read_bytes()
 
 
-def test_a_run_killed_after_it_stopped_early_is_not_trained_further(
-    base: Path, dataset: Path, tuning: FinetuneConfig, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def stopped_early(
+    base: Path, dataset: Path, tuning: FinetuneConfig, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[FinetuneConfig, Path, dict[str, Any]]:
+    """A run that stopped early: its configuration, its folder, which was moved afterwards, and its facts."""
     config = replace(tuning, epochs=20, learning_rate=0.012, patience_epochs=1)
-    whole = train(base, dataset, config, tmp_path)
-    weights = (tmp_path / "out" / WEIGHTS).read_bytes()
+    folder = tmp_path_factory.mktemp("stopped_early")
+    facts = train(base, dataset, config, folder / "before")
+    (folder / "before").rename(folder / "moved")
+    assert facts["best_epoch"] < facts["epochs"] < 20
+    return config, folder / "moved", facts
+
+
+def test_a_run_killed_after_it_stopped_early_is_not_trained_further_and_gives_its_best_weights(
+    base: Path, dataset: Path, stopped_early: tuple[FinetuneConfig, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    config, folder, whole = stopped_early
+    shutil.copytree(folder / "scratch", tmp_path / "scratch")
 
     again = train(base, dataset, config, tmp_path)
 
-    assert whole["epochs"] < 20
+    best_step = json.loads((tmp_path / "out/loss_history.json").read_text())["best_step"]
+    weights = (tmp_path / "out" / WEIGHTS).read_bytes()
     assert (again["resumed_from_step"], again["steps"]) == (whole["steps"], whole["steps"])
-    assert (tmp_path / "out" / WEIGHTS).read_bytes() == weights
+    assert weights == (folder / f"scratch/checkpoint-{best_step}" / WEIGHTS).read_bytes()
+    assert weights == (folder / "out" / WEIGHTS).read_bytes()
+
+
+def test_weights_other_than_the_best_are_not_written(
+    base: Path, dataset: Path, stopped_early: tuple[FinetuneConfig, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    config, folder, _ = stopped_early
+    shutil.copytree(folder / "scratch", tmp_path / "scratch")
+    best_step = json.loads((folder / "out/loss_history.json").read_text())["best_step"]
+    shutil.rmtree(tmp_path / f"scratch/checkpoint-{best_step}")
+
+    with pytest.raises(FinetuneError, match=rf"that of step {best_step}, is no longer in .*materialise lora_adapter again"):
+        train(base, dataset, config, tmp_path)
+
+    assert not (tmp_path / "out" / WEIGHTS).exists()
 
 
 def test_checkpoints_of_other_data_are_not_resumed(

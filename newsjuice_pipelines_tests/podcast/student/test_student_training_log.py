@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from newsjuice_pipelines.podcast.training.finetune_config import FinetuneConfig
+from newsjuice_pipelines.podcast.training.finetune_config import PRESETS, FinetuneConfig
 from newsjuice_pipelines.podcast.training.training_log import (
     TrainingDiverged,
     TrainingLog,
@@ -15,7 +15,12 @@ from newsjuice_pipelines.podcast.training.training_log import (
     patience_is_over,
     write_loss_curve,
 )
-from newsjuice_pipelines.podcast.training.training_memory import activation_bytes, memory_errors, plan_checkpointing
+from newsjuice_pipelines.podcast.training.training_memory import (
+    activation_bytes,
+    memory_advice,
+    memory_errors,
+    plan_checkpointing,
+)
 from newsjuice_pipelines.podcast.training.training_rows import FinetuneError
 
 QWEN3_06B = SimpleNamespace(
@@ -70,6 +75,20 @@ def test_patience_ends_after_two_epochs_without_a_lower_loss(losses: list[float]
     assert patience_is_over(epochs(losses), patience_epochs=2) is over
 
 
+@pytest.mark.parametrize("preset", sorted(PRESETS.keys() - {"original"}))
+def test_a_preset_can_stop_before_its_last_epoch(preset: str) -> None:
+    config = PRESETS[preset]
+    rising = [2.0 + 0.1 * epoch for epoch in range(config.epochs - 1)]
+
+    assert patience_is_over(epochs([3.0, *rising]), config.patience_epochs)
+
+
+def test_the_original_never_stops_early() -> None:
+    original = PRESETS["original"]
+
+    assert not patience_is_over(epochs([3.0, 2.0, *[2.1] * (original.epochs - 1)]), original.patience_epochs)
+
+
 def test_the_history_tells_the_loss_before_training_from_the_best() -> None:
     history = TrainingLog.history([*epochs([3.0, 2.0, 2.5]), *steps([4.0])])
 
@@ -99,7 +118,7 @@ def test_the_estimate_is_near_what_was_measured_at_the_true_size() -> None:
 
 @pytest.mark.parametrize(
     ("setting", "free_gib", "expected"),
-    [("auto", 64, False), ("auto", 4, True), ("on", 64, True), ("off", 4, False)],
+    [("auto", 64, False), ("auto", 4, True), ("always", 64, True), ("never", 4, False)],
 )
 def test_activations_are_recomputed_only_where_memory_or_the_user_asks(
     setting: str, free_gib: int, expected: bool, caplog: pytest.LogCaptureFixture
@@ -133,6 +152,30 @@ def test_exhausted_memory_names_the_settings_in_force(error: Exception) -> None:
     in_force = "batch_size 3, max_length 512, activation_checkpointing auto, load_in_4bit false"
     with pytest.raises(FinetuneError, match=in_force), memory_errors(config, "a device"):
         raise error
+
+
+def test_advice_names_what_can_still_be_changed() -> None:
+    advice = memory_advice(FinetuneConfig(batch_size=2, activation_checkpointing="never"), sharing=2)
+
+    assert advice == (
+        "In force: batch_size 2, max_length 2048, activation_checkpointing never, load_in_4bit false, processes 2. Lower "
+        "processes (they share this memory), lower batch_size (and raise accumulation_steps as much), set activation_checkpointing "
+        "to always, set load_in_4bit, or lower max_length (with the data set's max_tokens where rows are longer)."
+    )
+
+
+@pytest.mark.parametrize(("setting", "decided"), [("always", None), ("always", True), ("auto", True)])
+def test_advice_leaves_out_what_is_done_already(setting: str, decided: bool | None) -> None:
+    config = FinetuneConfig(batch_size=1, activation_checkpointing=setting, load_in_4bit=True)
+
+    _, _, advice = memory_advice(config, checkpointing=decided).partition("load_in_4bit true. ")
+
+    assert advice == "Lower max_length (with the data set's max_tokens where rows are longer)."
+
+
+def test_advice_says_what_was_decided_automatically() -> None:
+    assert "activation_checkpointing auto (on)" in memory_advice(FinetuneConfig(), checkpointing=True)
+    assert "Set activation_checkpointing to always" in memory_advice(FinetuneConfig(), checkpointing=False)
 
 
 def test_a_real_failed_allocation_is_recognised() -> None:
