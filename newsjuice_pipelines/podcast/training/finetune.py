@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,12 @@ from newsjuice_pipelines.podcast.training.trainer import (
     weights_dtype,
 )
 from newsjuice_pipelines.podcast.training.training_log import TrainingLog, check_improvement, patience_is_over, write_loss_curve
-from newsjuice_pipelines.podcast.training.training_memory import CheckpointingPlan, memory_errors, plan_checkpointing
+from newsjuice_pipelines.podcast.training.training_memory import (
+    CheckpointingPlan,
+    memory_errors,
+    plan_checkpointing,
+    sequences_a_step,
+)
 from newsjuice_pipelines.podcast.training.training_rows import (
     FinetuneError,
     TrainingRows,
@@ -66,6 +71,8 @@ class PreparedTraining:
     train_rows: TrainingRows
     validation_rows: TrainingRows
     log: TrainingLog
+    config: FinetuneConfig
+    """As given, with the batch size settled."""
     device: Device
     compute_dtype: str
     plan: CheckpointingPlan
@@ -108,7 +115,7 @@ def train_adapter(
     sharing = ranks.processes if device.type == "cpu" else 1
     with memory_errors(config, device.name, sharing=sharing):
         prepared = prepare_training(base, dataset, config, scratch, ranks)
-    with memory_errors(config, device.name, checkpointing=prepared.plan.checkpointing, sharing=sharing):
+    with memory_errors(prepared.config, device.name, checkpointing=prepared.plan.checkpointing, sharing=sharing):
         _train(
             prepared,
             config,
@@ -161,8 +168,10 @@ def prepare_training(
         use_packed_attention(model)
     free = free_memory_bytes(device.type, ranks.local_rank) // (ranks.processes if device.type == "cpu" else 1)
     longest = max(train_rows.longest, validation_rows.longest)
-    step_tokens = config.batch_size * min(config.max_length, train_rows.tokens if config.packing else longest)
-    plan = plan_checkpointing(model, config, compute_dtype, step_tokens, free)
+    sequence_tokens = min(config.max_length, train_rows.tokens if config.packing else longest)
+    batch_size = sequences_a_step(model, config, compute_dtype, sequence_tokens, free, device.type, ranks.processes)
+    config = replace(config, batch_size=batch_size, accumulation_steps=config.effective_batch // batch_size)
+    plan = plan_checkpointing(model, config, compute_dtype, batch_size * sequence_tokens, free)
     log = TrainingLog(config.patience_epochs, config.checkpoint_steps)
     trainer = new_trainer(
         model,
@@ -176,7 +185,7 @@ def prepare_training(
         activation_checkpointing=plan.checkpointing,
         ranks=ranks,
     )
-    return PreparedTraining(trainer, tokenizer, train_rows, validation_rows, log, device, compute_dtype, plan)
+    return PreparedTraining(trainer, tokenizer, train_rows, validation_rows, log, config, device, compute_dtype, plan)
 
 
 def _train(
@@ -279,6 +288,7 @@ def _training_facts(
         "free_memory_mib": prepared.plan.free_mib,
         "trainable_parameters": int(trainable),
         "trainable_share": trainable / total,
+        "batch_size": prepared.config.batch_size,
         "effective_batch": config.effective_batch,
         "processes": ranks.processes,
         "device": f"{device.type}: {device.name}",

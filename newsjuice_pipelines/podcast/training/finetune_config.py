@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 OPTIMIZERS = ("adamw", "paged_adamw_8bit")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 CHECKPOINTING = ("auto", "always", "never")
-AT_LEAST_ONE = ("lora_rank", "lora_alpha", "epochs", "batch_size", "accumulation_steps", "patience_epochs")
-AT_LEAST_ZERO = ("processes", "checkpoint_steps", "weight_decay", "seed")
+AT_LEAST_ONE = ("lora_rank", "lora_alpha", "epochs", "accumulation_steps", "patience_epochs")
+AT_LEAST_ZERO = ("batch_size", "processes", "checkpoint_steps", "weight_decay", "seed")
 MINIMUM_LENGTH = 8
 
 
@@ -28,17 +28,17 @@ class FinetuneConfig:
     """Rank-stabilised scaling, alpha / sqrt(rank), so that one learning rate suits every rank."""
     epochs: int = 3
     """Passes over the training rows, if the validation loss does not stop them earlier."""
-    batch_size: int = 1
-    """Sequences (packed ones, with packing) a device step of each process."""
-    accumulation_steps: int = 4
-    """Device steps an optimiser step; several processes share them, so that the effective batch stays the same."""
+    batch_size: int = 0
+    """Sequences (packed ones, with packing) a device step of each process. 0: one on a CPU, on a GPU as many as fit into it."""
+    accumulation_steps: int = 8
+    """Device steps an optimiser step, of one sequence each where batch_size is 0; processes share them."""
     learning_rate: float = 3e-4
     """Peak of the cosine schedule. LoRA wants 0.0001 to 0.001, about ten times the rate of full training."""
     warmup_share: float = 0.05
     """Share of the steps with a rising learning rate."""
     weight_decay: float = 0.0
     """AdamW's, on the adapter's matrices."""
-    max_length: int = 2048
+    max_length: int = 1024
     """Tokens of a sequence; longer rows are refused, not cut (see cut_long_rows)."""
     packing: bool = True
     """Several rows in one sequence of up to max_length tokens, each blind to the others."""
@@ -97,7 +97,7 @@ class FinetuneConfig:
     @property
     def effective_batch(self) -> int:
         """Sequences an optimiser step, over all device steps and processes."""
-        return self.batch_size * self.accumulation_steps
+        return max(1, self.batch_size) * self.accumulation_steps
 
 
 PRESETS: Mapping[str, FinetuneConfig] = {

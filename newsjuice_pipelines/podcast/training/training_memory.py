@@ -22,6 +22,36 @@ HEAD_TILE_TOKENS, HEAD_TILE_VOCABULARY, HEAD_BYTES = 4096, 32768, 12  # the fuse
 OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
+def sequences_a_step(
+    model: Any, config: FinetuneConfig, compute_dtype: str, sequence_tokens: int, free_bytes: int, device: str, processes: int
+) -> int:
+    """Sequences that a device step takes: as configured, or (`batch_size` 0) what suits the device.
+
+    A GPU is kept busy by as many of an optimiser step's sequences as its memory holds without checkpointing; a CPU gets one,
+    which its caches hold best. The answer divides the sequences that each process has in an optimiser step.
+
+    Args:
+        model: the base model, loaded.
+        config: how the adapter is trained.
+        compute_dtype: dtype of the arithmetic.
+        sequence_tokens: tokens of a sequence, at most.
+        free_bytes: memory that this process may still take on the device.
+        device: `cpu` or `cuda`.
+        processes: that share the optimiser step.
+    """
+    if config.batch_size or device == "cpu":
+        return max(1, config.batch_size)
+    mine = config.accumulation_steps // processes
+    usable = USABLE_SHARE * free_bytes - adapter_bytes(model, config.lora_rank)
+    fitting = [
+        count
+        for count in range(1, mine + 1)
+        if mine % count == 0
+        and activation_bytes(model.config, count * sequence_tokens, compute_dtype, dropout=config.lora_dropout > 0) <= usable
+    ]
+    return max(fitting, default=1)
+
+
 @dataclass(frozen=True)
 class CheckpointingPlan:
     """Whether activations are recomputed, and the figures behind it."""

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from newsjuice_pipelines.podcast.training.base_model import load_model
 from newsjuice_pipelines.podcast.training.finetune_config import PRESETS, FinetuneConfig
 from newsjuice_pipelines.podcast.training.training_log import (
     TrainingDiverged,
@@ -17,9 +18,11 @@ from newsjuice_pipelines.podcast.training.training_log import (
 )
 from newsjuice_pipelines.podcast.training.training_memory import (
     activation_bytes,
+    adapter_bytes,
     memory_advice,
     memory_errors,
     plan_checkpointing,
+    sequences_a_step,
 )
 from newsjuice_pipelines.podcast.training.training_rows import FinetuneError
 
@@ -154,13 +157,42 @@ def test_exhausted_memory_names_the_settings_in_force(error: Exception) -> None:
         raise error
 
 
+@pytest.mark.parametrize(
+    ("device", "batch_size", "free_gib", "processes", "expected"),
+    [
+        ("cpu", 0, 900, 1, 1),
+        ("cpu", 3, 900, 1, 3),
+        ("cuda", 2, 0, 1, 2),
+        ("cuda", 0, 900, 1, 8),
+        ("cuda", 0, 900, 2, 4),
+        ("cuda", 0, 0, 1, 1),
+    ],
+)
+def test_a_gpu_takes_as_many_sequences_at_once_as_fit_and_a_cpu_one(
+    base: Path, device: str, batch_size: int, free_gib: int, processes: int, expected: int
+) -> None:
+    config = FinetuneConfig(batch_size=batch_size)
+
+    taken = sequences_a_step(load_model(base), config, "bfloat16", 1024, free_gib * 2**30, device, processes)
+
+    assert taken == expected
+
+
+def test_between_all_and_one_the_largest_divisor_that_fits_is_taken(base: Path) -> None:
+    model, config = load_model(base), FinetuneConfig()
+    needed = activation_bytes(model.config, 5 * 1024, "bfloat16", dropout=False) + adapter_bytes(model, config.lora_rank)
+
+    assert sequences_a_step(model, config, "bfloat16", 1024, round(needed / 0.8), "cuda", 1) == 4
+
+
 def test_advice_names_what_can_still_be_changed() -> None:
     advice = memory_advice(FinetuneConfig(batch_size=2, activation_checkpointing="never"), sharing=2)
 
     assert advice == (
-        "In force: batch_size 2, max_length 2048, activation_checkpointing never, load_in_4bit false, processes 2. Lower "
-        "processes (they share this memory), lower batch_size (and raise accumulation_steps as much), set activation_checkpointing "
-        "to always, set load_in_4bit, or lower max_length (with the data set's max_tokens where rows are longer)."
+        "In force: batch_size 2, max_length 1024, activation_checkpointing never, load_in_4bit false, processes 2. Lower "
+        "processes (they share this memory), lower batch_size (and raise accumulation_steps as much), set "
+        "activation_checkpointing to always, set load_in_4bit, or lower max_length (with the data set's max_tokens where rows "
+        "are longer)."
     )
 
 
