@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import statistics
 import tempfile
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from newsjuice_pipelines.podcast.training.defects import with_defects
 from newsjuice_pipelines.podcast.training.finetune import PRESETS, train_adapter
 from newsjuice_pipelines.podcast.training.merge import MergeConfig, merge_adapter
 from newsjuice_pipelines.runtime.seeds import set_seeds
+
+GENTLE_CHANGE = 0.01  # of the weights' norm: what tuning a large model changes; a tiny one is changed a hundred times as much
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ def run_variant(
 
     Returns:
         Lists with an entry a held-out row: `answer_loss` (mean nats a token, end token included), `ended` (by its end of
-        turn), `cap_hit`, `format_pass`; and `answer_loss_by_token` (every token alike), `effect_kept`, `weight_change`
+        turn), `cap_hit`, `format_pass`; and `answer_loss_by_token` (every token alike), `effect_kept`,
+        `effect_kept_gentle` (of the adapter scaled to change the weights by `GENTLE_CHANGE`; QLoRA only), `weight_change`
         (relative, mean over the blocks), `leaked_rows`, `held_rows` (validation and test), `train_rows`,
         `rows_cut`, `validation_loss` (nats a token, on the variant's own split).
     """
@@ -87,17 +91,39 @@ def run_variant(
         split = build_student_dataset(scripts, load_tokenizer(base), rows, dataset)
         trained = train_adapter(base, dataset, tuning, adapter, scratch)
         facts = merge_adapter(base, adapter, merged, merging, dataset)
+        change = statistics.mean(change for block, change in facts["weight_change_by_block"].items() if block != "other")
+        gentle = None
+        if tuning.load_in_4bit:
+            gentle = _effect_kept(base, _scaled(adapter, GENTLE_CHANGE / change, Path(folder) / "gentle"), merging, dataset)
         measured = measure(merged, pd.read_parquet(data / "held_out.parquet"), rows, seed, settings)
     return {
         **measured,
         "effect_kept": facts["gate"]["measures"]["effect_kept"]["value"],
-        "weight_change": statistics.mean(change for block, change in facts["weight_change_by_block"].items() if block != "other"),
+        "effect_kept_gentle": gentle,
+        "weight_change": change,
         "leaked_rows": split["leaked_rows"],
         "held_rows": split["rows"]["validation"] + split["rows"]["test"],
         "train_rows": split["rows"]["train"],
         "rows_cut": trained["rows_cut"],
         "validation_loss": trained["validation_loss"],
     }
+
+
+def _scaled(adapter: Path, factor: float, out: Path) -> Path:
+    """A copy of an adapter that changes the weights `factor` times as much."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(adapter, out)
+    file = out / "adapter_model.safetensors"
+    tensors = {name: tensor * factor if "lora_B" in name else tensor for name, tensor in load_file(file).items()}
+    save_file(tensors, file, metadata={"format": "pt"})
+    return out
+
+
+def _effect_kept(base: Path, adapter: Path, config: MergeConfig, dataset: Path) -> float:
+    with tempfile.TemporaryDirectory() as out:
+        kept: float = merge_adapter(base, adapter, Path(out), config, dataset)["gate"]["measures"]["effect_kept"]["value"]
+    return kept
 
 
 def measure(model: Path, held_out: Any, config: DatasetConfig, seed: int, settings: RunSettings) -> dict[str, Any]:

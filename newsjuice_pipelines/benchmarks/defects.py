@@ -124,6 +124,7 @@ def table(results: Mapping[str, Any]) -> str:
         "hits the cap",
         "format pass",
         "effect kept",
+        "effect kept at a 1 % change of the weights",
         "leaked rows",
         "own validation loss less that on new articles",
     ]
@@ -136,7 +137,8 @@ def table(results: Mapping[str, Any]) -> str:
                 _nats(found["answer_loss"]),
                 "" if change is None else _nats(change, sign="+"),
                 *(_percent(found[measure]) for measure in ("ended", "cap_hit", "format_pass")),
-                f"{found['effect_kept']['value']:.1%} ({found['effect_kept']['low']:.1%} to {found['effect_kept']['high']:.1%})",
+                _kept(found["effect_kept"]),
+                _kept(found["effect_kept_gentle"]),
                 f"{found['leaked_rows']['value']:.0f} of {found['held_rows']['value']:.0f}",
                 f"{found['optimism']['value']:+.2f} ({found['optimism']['low']:+.2f} to {found['optimism']['high']:+.2f})",
             ]
@@ -147,7 +149,9 @@ def table(results: Mapping[str, Any]) -> str:
         f"({results['data']}); scripts were sampled. A tenth of the teacher's replies were made to fail, which is an assumption. "
         "Square brackets: 95 % interval over seeds and articles. Round brackets: lowest and highest seed. Changes are against "
         f'"{RIGHT}", paired by seed and article; those of D5 against "{RIGHT_4BIT}". Scripts that neither end with the end token '
-        "nor hit the cap stop at another control token."
+        "nor hit the cap stop at another control token. The base is so small that an adapter changes its weights by "
+        f"{results['variants'][RIGHT]['weight_change']['value']:.0%}, which hides D5: so the adapters of QLoRA were also merged "
+        "when scaled to a change of 1 %, as in the tuning of a large model."
     )
     return markdown_table(header, rows) + f"\n\n{note}"
 
@@ -158,7 +162,7 @@ def write_plot(results: Mapping[str, Any], path: Path) -> None:
         ("answer_loss", "change of the loss on the answer"),
         ("ended", "change: ends with the end token"),
         ("format_pass", "change: format pass"),
-        ("effect_kept", "effect kept by the merge"),
+        ("effect_kept_gentle", "effect kept at a 1 % weight change"),
         ("leaked_rows", "leaked rows"),
     )
     shown = [name for name, found in results["variants"].items() if found["against"]]
@@ -167,11 +171,13 @@ def write_plot(results: Mapping[str, Any], path: Path) -> None:
         for place, name in enumerate(reversed(shown)):
             found = results["variants"][name]
             figures = found["change"].get(measure, found[measure])
+            if figures is None:
+                continue
             apart = measure in ROWWISE and (figures["low"] > 0 or figures["high"] < 0)
             color = PALETTE[4] if apart else PALETTE[5]
             axis.plot([figures["low"], figures["high"]], [place, place], color=color, linewidth=2)
             axis.plot([figures["value"]], [place], "o", color=color)
-        axis.axvline(1.0 if measure == "effect_kept" else 0.0, color=PALETTE[5], linewidth=0.8)
+        axis.axvline(1.0 if measure == "effect_kept_gentle" else 0.0, color=PALETTE[5], linewidth=0.8)
         labels = [f"{name}: {DEFECTS[name].what}" if name in DEFECTS else name for name in reversed(shown)]
         axis.set_yticks(range(len(shown)), labels if axis is axes[0] else [""] * len(shown), fontsize=8)
         axis.set_title(title, fontsize=8)
@@ -220,12 +226,20 @@ def _summary(name: str, done: Mapping[tuple[str, int], Mapping[str, Any]], seeds
         summary[measure] = seeds_and_articles(values, rate=measure != "answer_loss")
         if against is not None:
             summary["change"][measure] = seeds_and_articles(values - np.array([done[against, seed][measure] for seed in seeds]))
-    optimism = [run["validation_loss"] - run["answer_loss_by_token"] for run in runs]
-    summary["optimism"] = {"value": sum(optimism) / len(runs), "low": min(optimism), "high": max(optimism)}
+    summary["optimism"] = _spread([run["validation_loss"] - run["answer_loss_by_token"] for run in runs])
     for measure in ("effect_kept", "weight_change", "leaked_rows", "held_rows", "train_rows", "rows_cut", "validation_loss"):
-        found = [float(run[measure]) for run in runs]
-        summary[measure] = {"value": sum(found) / len(found), "low": min(found), "high": max(found)}
+        summary[measure] = _spread([float(run[measure]) for run in runs])
+    gentle = [run["effect_kept_gentle"] for run in runs if run.get("effect_kept_gentle") is not None]
+    summary["effect_kept_gentle"] = _spread(gentle) if gentle else None
     return summary
+
+
+def _spread(found: Sequence[float]) -> dict[str, float]:
+    return {"value": sum(found) / len(found), "low": min(found), "high": max(found)}
+
+
+def _kept(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['value']:.1%} ({found['low']:.1%} to {found['high']:.1%})"
 
 
 def _percent(found: Mapping[str, float]) -> str:

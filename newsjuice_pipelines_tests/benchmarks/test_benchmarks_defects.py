@@ -17,8 +17,8 @@ SHORT = RunSettings(chunk_words=60, body_words=40, max_tokens=500, epochs=1, max
 
 
 def test_variants_are_trained_and_measured_once_and_shown_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(defects, "VARIANTS", {defects.RIGHT: (), "D6": ("D6",)})
-    sizes = {"articles": 10, "held_out": 6, "seeds": (1, 2), "tiny": MICRO, "settings": SHORT, "workers": 1, "work": tmp_path}
+    monkeypatch.setattr(defects, "VARIANTS", {defects.RIGHT: (), "D6": ("D6",), defects.RIGHT_4BIT: (), "D5": ("D5",)})
+    sizes = {"articles": 10, "held_out": 6, "seeds": (1,), "tiny": MICRO, "settings": SHORT, "workers": 1, "work": tmp_path}
 
     results = defects.run(**sizes)
 
@@ -27,6 +27,9 @@ def test_variants_are_trained_and_measured_once_and_shown_in_one_table(tmp_path:
     assert right["answer_loss"]["low"] <= right["answer_loss"]["value"] <= right["answer_loss"]["high"]
     assert right["effect_kept"]["value"] == pytest.approx(1, abs=0.01)
     assert right["change"] == {}
+    merged_right, merged_wrong = (results["variants"][name]["effect_kept_gentle"] for name in (defects.RIGHT_4BIT, "D5"))
+    assert merged_right["value"] == pytest.approx(1, abs=0.01)
+    assert merged_wrong["value"] < 0.9
     assert leaky["against"] == defects.RIGHT
     assert "| D6: random draws, split by row |" in defects.table(results)
     defects.write_plot(results, tmp_path / "ledger.png")
