@@ -49,6 +49,7 @@ def test_two_processes_train_what_one_trains(
     for name in ("alone", "alone_scratch"):
         (tmp_path / name).mkdir()
     alone = train_adapter(base, dataset, config, tmp_path / "alone", tmp_path / "alone_scratch")
+    caplog.clear()
 
     with caplog.at_level(logging.INFO):
         facts = train_adapter(base, dataset, replace(config, processes=2), *folders)
