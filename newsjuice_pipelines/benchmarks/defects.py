@@ -37,6 +37,7 @@ logger = logging.getLogger("newsjuice.benchmarks")
 
 ARTICLES_FILE = "bbc_articles.jsonl"
 SEEDS = (1, 2, 3)
+DEMO_ARTICLES_TAUGHT = 28
 SIMILARITY = 0.5  # as in the split of the student's data
 FAILED_SHARE = 0.1  # of the teacher's replies, half of them errors and half empty: assumed, since nobody counted them
 ERROR_TEXT = "Error: 429 RESOURCE_EXHAUSTED. Quota exceeded for this model. Please retry later."
@@ -70,7 +71,8 @@ def run(
     """Train, merge and measure every variant with every seed. A run that is cut off goes on where it was.
 
     Args:
-        data: folder with `bbc_articles.jsonl`; default: the packaged demo articles, which are too few for narrow intervals.
+        data: folder with `bbc_articles.jsonl`; default: the packaged demo articles, of which there are only enough for fewer
+            of both kinds and wide intervals.
         articles: how many are trained on, with their first `chunks` passages each.
         chunks: passages of an article.
         held_out: articles, one passage each, that no variant and no seed trains on.
@@ -83,6 +85,8 @@ def run(
     """
     settings, tiny = settings or RunSettings(), tiny or TinyConfig()
     texts = _articles(data)
+    if data is None:
+        articles, held_out = min(articles, DEMO_ARTICLES_TAUGHT), min(held_out, len(texts) - DEMO_ARTICLES_TAUGHT)
     if len(texts) < held_out + articles:
         raise ValueError(
             f"{len(texts)} different articles are not enough for {articles} to train on and {held_out} held out: give a folder "
