@@ -25,7 +25,7 @@ doctor: $(STAMP) ## Say what this machine can do
 
 test: $(STAMP_DEV) ## Set up, then run the linters, the type checker and the tests
 	$(MAKE) --no-print-directory check
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(STAMP_DEV) ## Lint, formatting, import directions, types
 	$(BIN)/ruff check .

@@ -82,7 +82,7 @@ def report(data: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["chunks", "teacher", "finetune", "defects"]))
+@click.argument("name", type=click.Choice(["chunks", "teacher", "finetune", "inference", "defects"]))
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Also write NAME.json and NAME.md into this folder."
 )
@@ -92,7 +92,10 @@ def report(data: Path | None) -> None:
     help="For `defects`: a folder with bbc_articles.jsonl. Default: the packaged demo articles.",
 )
 def bench(name: str, out: Path | None, data: Path | None) -> None:
-    """Measure a part against the original recipe, or what each old defect costs: minutes of work, `defects` half an hour."""
+    """Measure a part against the original recipe, or what each old defect costs.
+
+    Minutes of work; `inference` and `defects` take half an hour and more.
+    """
     from newsjuice_pipelines.commands.bench import bench as measure
     from newsjuice_pipelines.commands.environment import prepare_environment
 

@@ -58,7 +58,17 @@ class Settings(BaseSettings):
     base_model_revision: str | None = Field(
         None, description="Commit of the base model on the hub. Default: the pinned one of Qwen/Qwen3-0.6B."
     )
-    student_engine: str = Field("auto", description="Engine of the student: `auto` chooses by device.")
+    student_engine: str = Field(
+        "auto", description="Engine of the student: `auto` chooses by device; reference, transformers, openvino, vllm."
+    )
+    server_url: str | None = Field(
+        None, description="OpenAI-compatible server for the engine `vllm`, such as http://127.0.0.1:8000/v1."
+    )
+    server_model: str | None = Field(None, description="Name of the model on that server. Default: the only one it serves.")
+    server_api_key: SecretStr | None = Field(None, description="API key of that server.")
+    original_outputs: Path | None = Field(
+        None, description="JSON lines with a `script` each: outputs of an earlier student, shown in the quality report."
+    )
 
     huffpost_path: Path | None = Field(
         None, description="News_Category_Dataset_v3.json or a part of it. Default: the packaged sample."
@@ -75,7 +85,7 @@ class Settings(BaseSettings):
     )
     wandb_project: str = Field("newsjuice-pipelines", description="Weights & Biases project.")
 
-    @field_validator("home", "huffpost_path", "external_csv")
+    @field_validator("home", "huffpost_path", "external_csv", "original_outputs")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

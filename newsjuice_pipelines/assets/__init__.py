@@ -18,16 +18,16 @@ from newsjuice_pipelines.assets.classification import (  # noqa: E402
     overlap_report,
     taxonomy,
 )
-from newsjuice_pipelines.assets.podcast import article_chunks, base_model, student_dataset, teacher_scripts  # noqa: E402
-from newsjuice_pipelines.assets.student import (  # noqa: E402
+from newsjuice_pipelines.assets.judging import (  # noqa: E402
     base_scripts,
     latency_report,
-    lora_adapter,
-    merged_model,
     podcast_decision,
+    promoted_model,
     script_quality_report,
     student_scripts,
 )
+from newsjuice_pipelines.assets.podcast import article_chunks, base_model, student_dataset, teacher_scripts  # noqa: E402
+from newsjuice_pipelines.assets.student import lora_adapter, merged_model, quantised_base, quantised_model  # noqa: E402
 
 ALL_ASSETS = [
     article_chunks,
@@ -36,11 +36,14 @@ ALL_ASSETS = [
     student_dataset,
     lora_adapter,
     merged_model,
+    quantised_model,
+    quantised_base,
     student_scripts,
     base_scripts,
     latency_report,
     script_quality_report,
     podcast_decision,
+    promoted_model,
     huffpost_articles,
     taxonomy,
     balanced_split,

@@ -5,7 +5,11 @@ from pydantic import Field
 from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, launchpad_config, override_config
 from newsjuice_pipelines.classification.finetune import ClassifierConfig
 from newsjuice_pipelines.classification.split import SplitConfig
+from newsjuice_pipelines.podcast.engines import ENGINES
+from newsjuice_pipelines.podcast.judging.latency import LatencyConfig
+from newsjuice_pipelines.podcast.judging.quality import QualityConfig
 from newsjuice_pipelines.podcast.judging.scripts import GenerationConfig
+from newsjuice_pipelines.podcast.quantising.quantise import QuantiseConfig
 from newsjuice_pipelines.podcast.sampling.chunks import ChunkSampling
 from newsjuice_pipelines.podcast.teaching.batches import BatchConfig
 from newsjuice_pipelines.podcast.teaching.gemini import GeminiConfig
@@ -27,7 +31,7 @@ TeacherForm = launchpad_config(
     BatchConfig,
     teacher=(str | None, None, "`extractive` (free) or `gemini` (paid). Default: NEWSJUICE_TEACHER."),
     gemini_model=(str | None, None, "Gemini model. Default: NEWSJUICE_GEMINI_MODEL."),
-    prompt_version=(str, "v1", f"Version of the prompt: {', '.join(PROMPT_VERSIONS)}."),
+    prompt_version=(str, "v2", f"Version of the prompt: {', '.join(PROMPT_VERSIONS)}."),
     dry_run=(bool, False, "Only say how many calls would be made and what they would cost; nothing is asked or written."),
 )
 # The fields of `TinyConfig` shape the stand-in and are not used for other models.
@@ -49,14 +53,11 @@ MergeForm = launchpad_config(
         "Also put the model into the Vertex AI Model Registry, to be served by this container image; only past the merge gate.",
     ),
 )
-GenerationForm = launchpad_config(
-    GenerationConfig,
-    engine=(
-        str | None,
-        None,
-        "auto, reference, transformers_batch, or onnx_genai (4 bits on the CPU). Default: NEWSJUICE_STUDENT_ENGINE.",
-    ),
-)
+QuantiseForm = launchpad_config(QuantiseConfig)
+_ENGINE = (str | None, None, f"auto, {', '.join(ENGINES)}. Default: NEWSJUICE_STUDENT_ENGINE.")
+GenerationForm = launchpad_config(GenerationConfig, engine=_ENGINE)
+LatencyForm = launchpad_config(LatencyConfig, engine=_ENGINE)
+QualityForm = launchpad_config(QualityConfig)
 SplitForm = launchpad_config(SplitConfig)
 ClassifierForm = launchpad_config(ClassifierConfig)
 
@@ -87,8 +88,15 @@ class ThresholdsForm(LaunchpadConfig):
     thresholds: str = Field("v1", description="A packaged version of the thresholds, or the path of a YAML file.")
 
 
-class LatencyForm(LaunchpadConfig):
-    """What is timed one script at a time."""
+class PodcastThresholdsForm(ThresholdsForm):
+    """What the student has to reach for `adopt`."""
 
-    prompts: int = Field(30, description="Test articles that are timed alone. The packaged thresholds adopt from 30 on.")
-    max_new_tokens: int = Field(400, description="Tokens after which a script is cut.")
+    thresholds: str = Field("v2", description="A packaged version of the thresholds, or the path of a YAML file.")
+
+
+class PromotionForm(LaunchpadConfig):
+    """Which model goes into service."""
+
+    run_id: str = Field("", description="Id of the run whose podcast_decision was about the model.")
+    against_the_decision: bool = Field(False, description="Serve it although the decision is not to adopt it.")
+    roll_back: bool = Field(False, description="Instead of a run: put the model back into service that was replaced last.")

@@ -5,7 +5,7 @@ import dataclasses
 import inspect
 import textwrap
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import dagster as dg
 from pydantic import Field, create_model
@@ -97,7 +97,9 @@ def attribute_docstrings(domain: type) -> dict[str, str]:
 
 
 def _form_type(hint: Any) -> Any:
-    """Dagster forms know lists, not tuples."""
+    """Dagster forms know lists, not tuples, and plain values, not a choice of some."""
     if get_origin(hint) is tuple:
         return list[get_args(hint)[0]]  # type: ignore[misc]
+    if get_origin(hint) is Literal:
+        return type(get_args(hint)[0])
     return hint

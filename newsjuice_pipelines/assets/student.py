@@ -1,29 +1,23 @@
-"""The podcast group, second half: training the student, its scripts, and judging it."""
-
-from typing import Any
+"""The podcast group, second part: training the student, merging it, and its quantised form. Its scripts are `judging.py`."""
 
 import dagster as dg
 
 from newsjuice_pipelines.assets.describe import materialized
-from newsjuice_pipelines.assets.forms import FinetuneForm, GenerationForm, LatencyForm, MergeForm, ThresholdsForm
-from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, chosen_preset, from_form, from_overrides
-from newsjuice_pipelines.assets.podcast import GROUP, OWNERS, base_model, student_dataset, teacher_scripts
+from newsjuice_pipelines.assets.forms import FinetuneForm, MergeForm, QuantiseForm
+from newsjuice_pipelines.assets.launchpad import chosen_preset, from_form, from_overrides
+from newsjuice_pipelines.assets.podcast import GROUP, OWNERS, base_model, student_dataset
 from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
 from newsjuice_pipelines.checks.podcast import REGISTERED_IF_ASKED
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
-from newsjuice_pipelines.podcast.engines import open_engine
-from newsjuice_pipelines.podcast.judging import decision, report, scripts
-from newsjuice_pipelines.podcast.teaching import teacher_table
+from newsjuice_pipelines.podcast.quantising import quantise
 from newsjuice_pipelines.podcast.training import finetune, merge
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.tracking import Tracking
 from newsjuice_pipelines.resources.vertex import RegistryRefused, RegistryUnavailable, VertexAI
-from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactError, ArtifactStore, Draft
-from newsjuice_pipelines.runtime.provenance import hardware
-from newsjuice_pipelines.runtime.reports import read_json
-from newsjuice_pipelines.settings import load_settings
+from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactStore
+from newsjuice_pipelines.runtime.provenance import package_versions
 
 
 @dg.asset(
@@ -101,129 +95,28 @@ def upload(config: MergeForm, artifact: Artifact, vertex: VertexAI) -> CheckOutc
     return CheckOutcome(True, f"In the registry as {name}.", {"vertex_model": name})
 
 
-@dg.asset(
-    deps=[merged_model, student_dataset],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"csv"},
-    op_tags=GPU_OP_TAGS,
-    pool=GPU_POOL,
-    code_version="1",
-)
-def student_scripts(config: GenerationForm, artifacts: Artifacts) -> dg.MaterializeResult:
-    """The tuned student's scripts for the validation and test articles, with tokens, timings and finish reasons."""
-    return _write_scripts(artifacts.store(), "student_scripts", "merged_model", "student_podcast_text", config)
+@dg.asset(deps=[merged_model, student_dataset], group_name=GROUP, owners=OWNERS, kinds={"openvino"}, code_version="1")
+def quantised_model(config: QuantiseForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """The student with weights of 8 or 4 bits as one GGUF file, for the CPU engine and for llama.cpp.
+
+    Its gate compares it with the merged model; only a form that passes is the default engine on a CPU.
+    """
+    return _quantise(artifacts.store(), "quantised_model", "merged_model", config)
 
 
-@dg.asset(
-    deps=[base_model, student_dataset],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"csv"},
-    op_tags=GPU_OP_TAGS,
-    pool=GPU_POOL,
-    code_version="1",
-)
-def base_scripts(config: GenerationForm, artifacts: Artifacts) -> dg.MaterializeResult:
-    """The untuned model's scripts for the same articles: what training has to beat."""
-    return _write_scripts(artifacts.store(), "base_scripts", "base_model", "qwen_podcast_text", config)
+@dg.asset(deps=[base_model, student_dataset], group_name=GROUP, owners=OWNERS, kinds={"openvino"}, code_version="1")
+def quantised_base(config: QuantiseForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """The untuned model in the same form, so that base and student are compared on one engine."""
+    return _quantise(artifacts.store(), "quantised_base", "base_model", config)
 
 
-def _write_scripts(
-    store: ArtifactStore, key: str, model_key: str, column: scripts.ScriptColumn, config: GenerationForm
-) -> dg.MaterializeResult:
-    """Generate with the model artefact `model_key`; rows that a killed run finished are kept."""
+def _quantise(store: ArtifactStore, key: str, model_key: str, config: QuantiseForm) -> dg.MaterializeResult:
     with permanent_failures():
         model, rows = store.open(model_key), store.open("student_dataset")
-        name = config.engine or load_settings().student_engine
-        settings = from_form(config, scripts.GenerationConfig)
-
-        def write(draft: Draft) -> dict[str, Any]:
-            engine = open_engine(name, model.path)
-            try:
-                frame = scripts.generate_scripts(rows.path, ("validation", "test"), engine, settings, draft.scratch, column)
-            finally:
-                engine.close()
-            scripts.write_scripts_csv(frame, draft.path)
-            return scripts.scripts_facts(frame)
-
-        plan = recipe("1", {**config.values(), "engine": name}, [model, rows])
-        artifact = store.publish(key, plan, write, force=config.force or _has_errors(store, key))
-    return materialized(artifact, row_count=artifact.facts["scripts"])
-
-
-def _has_errors(store: ArtifactStore, key: str) -> bool:
-    """Whether the scripts in force have rows that ended in an error: these are tried again even by the same recipe."""
-    try:
-        return "error" in store.open(key).facts["by_finish_reason"]
-    except ArtifactError:  # none yet, or a damaged one, which is written again anyway
-        return False
-
-
-@dg.asset(
-    deps=[student_scripts, base_scripts, teacher_scripts, merged_model, student_dataset],
-    group_name=GROUP,
-    owners=OWNERS,
-    kinds={"markdown"},
-    op_tags=GPU_OP_TAGS,
-    pool=GPU_POOL,
-    code_version="1",
-)
-def latency_report(config: LatencyForm, artifacts: Artifacts) -> dg.MaterializeResult:
-    """How long a script takes and where the time goes: to the first token, while decoding, alone and in batches."""
-    store = artifacts.store()
-    with permanent_failures():
-        student, base = store.open("student_scripts"), store.open("base_scripts")
-        model, rows = store.open("merged_model"), store.open("student_dataset")
-        days = [store.open(f"teacher_scripts/{day}") for day in store.partitions("teacher_scripts")]
-
-        def write(draft: Draft) -> dict[str, Any]:
-            taught = teacher_table.read_teacher_csv([day.path for day in days])
-            engine = open_engine("reference", model.path)
-            try:
-                alone = report.measure_single_stream(rows.path, engine, config.prompts, config.max_new_tokens)
-            finally:
-                engine.close()
-            tuned, untuned = scripts.read_scripts_csv(student.path), scripts.read_scripts_csv(base.path)
-            names = ", ".join(sorted(set(taught["model"])))
-            return report.latency_report(tuned, untuned, taught["latency_s"].astype(float).tolist(), alone, draft.path, names)
-
-        plan = recipe("1", config.values(), [student, base, model, rows, *days], timed_on=hardware())
-        artifact = store.publish("latency_report", plan, write, force=config.force)
-    return materialized(artifact)
-
-
-@dg.asset(deps=[student_scripts, base_scripts], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="1")
-def script_quality_report(config: LaunchpadConfig, artifacts: Artifacts) -> dg.MaterializeResult:
-    """Teacher, student, untuned base and lead sentences side by side: format, repetition, support by the article, examples."""
-    store = artifacts.store()
-    with permanent_failures():
-        student, base = store.open("student_scripts"), store.open("base_scripts")
+        settings = from_form(config, quantise.QuantiseConfig)
+        # Without the engine the gate stays open, so installing it makes another artefact.
+        plan = recipe("1", vars(settings), [model, rows], engine=package_versions().get("openvino-genai"))
         artifact = store.publish(
-            "script_quality_report",
-            recipe("1", {}, [student, base]),
-            lambda draft: report.quality_report(
-                scripts.read_scripts_csv(student.path), scripts.read_scripts_csv(base.path), draft.path
-            ),
-            force=config.force,
+            key, plan, lambda draft: quantise.quantise_model(model.path, rows.path, draft.path, settings), force=config.force
         )
-    return materialized(artifact)
-
-
-@dg.asset(deps=[latency_report, script_quality_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="1")
-def podcast_decision(config: ThresholdsForm, artifacts: Artifacts) -> dg.MaterializeResult:
-    """Adopt the student or not, against thresholds written down before the run, with every criterion."""
-    store = artifacts.store()
-    with permanent_failures():
-        latency, quality = store.open("latency_report"), store.open("script_quality_report")
-        thresholds = decision.load_thresholds(config.thresholds)
-
-        def write(draft: Draft) -> dict[str, Any]:
-            verdict = decision.decide(
-                read_json(latency.path / "results.json"), read_json(quality.path / "results.json"), thresholds
-            )
-            return decision.write_decision(verdict, draft.path)
-
-        plan = recipe("1", {**config.values(), **thresholds}, [latency, quality])
-        artifact = store.publish("podcast_decision", plan, write, force=config.force)
     return materialized(artifact)

@@ -4,6 +4,8 @@ import dagster as dg
 
 from newsjuice_pipelines.automation.partitions import classifier_models, daily
 
+BY_HAND = ("promoted_model",)  # what only a person materialises
+
 daily_scripts = dg.define_asset_job(
     "daily_scripts",
     selection=dg.AssetSelection.assets("article_chunks", "teacher_scripts"),
@@ -13,7 +15,7 @@ daily_scripts = dg.define_asset_job(
 
 train_student = dg.define_asset_job(
     "train_student",
-    selection=dg.AssetSelection.groups("podcast") - dg.AssetSelection.assets("article_chunks", "teacher_scripts"),
+    selection=dg.AssetSelection.groups("podcast") - dg.AssetSelection.assets("article_chunks", "teacher_scripts", *BY_HAND),
     description="From the scripts that are there to a student model, its reports and the decision.",
 )
 

@@ -12,16 +12,13 @@ import statistics
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from newsjuice_pipelines.benchmarks.finetune_rows import pairs, write_rows
 from newsjuice_pipelines.benchmarks.finetune_steps import Job, measure
-from newsjuice_pipelines.benchmarks.machine import machine
+from newsjuice_pipelines.benchmarks.machine import has_gpu, in_own_process, machine
 from newsjuice_pipelines.benchmarks.true_size import QWEN3_0_6B, build_true_size
 from newsjuice_pipelines.podcast.training.finetune_config import PRESETS, FinetuneConfig
 from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig, build_tiny
@@ -84,13 +81,13 @@ def run(
     """
     if repeats < 1:
         raise ValueError(f"repeats is {repeats}: at least 1.")
-    has_gpu = _in_own_process(_has_gpu)
+    gpu = in_own_process(has_gpu)
     measured: dict[str, Any] = dict.fromkeys(SETTINGS)
     with tempfile.TemporaryDirectory(prefix="newsjuice-bench-") as folder:
         home = Path(folder)
-        facts = _in_own_process(_prepare, home, data, tiny, shape, {setting.model for setting in settings.values()})
+        facts = in_own_process(_prepare, home, data, tiny, shape, {setting.model for setting in settings.values()})
         for name, setting in settings.items():
-            if has_gpu or not setting.gpu:
+            if gpu or not setting.gpu:
                 measured[name] = _measure_in_turn(name, setting, home, repeats)
     return {
         "machine": machine(),
@@ -138,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="a folder for finetune.json and finetune.md, or finetune-gpu.* with --gpu")
     options = parser.parse_args(arguments)
-    if options.gpu and not _in_own_process(_has_gpu):
+    if options.gpu and not in_own_process(has_gpu):
         parser.error("there is no GPU that PyTorch can use: leave --gpu out to measure on the CPU.")
     settings = {name: setting for name, setting in SETTINGS.items() if setting.gpu or not options.gpu}
     results = run(options.data, repeats=options.repeats, settings=settings)
@@ -185,7 +182,7 @@ def _measure_in_turn(name: str, setting: Setting, home: Path, repeats: int) -> d
             if setting.device_steps is not None:
                 config = replace(config, accumulation_steps=setting.device_steps)
             job = Job(home / setting.model, home / recipe, config, setting.steps, setting.warmup_steps, setting.gpu)
-            runs[recipe].append(_in_own_process(measure, job))
+            runs[recipe].append(in_own_process(measure, job))
             speed = _useful_tokens_per_s(runs[recipe][-1])
             logger.info("finetune: %s, %s, run %d of %d: %.1f useful tokens a second", name, recipe, number + 1, repeats, speed)
     peak = _known_median([run["matmul_flops_per_s"] for of_recipe in runs.values() for run in of_recipe])
@@ -233,18 +230,6 @@ def _useful_tokens_per_s(run: Mapping[str, Any]) -> float:
 def _known_median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
-
-
-def _has_gpu() -> bool:
-    import torch
-
-    return bool(torch.cuda.is_available())
-
-
-def _in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Work in a fresh process, so that its memory is its own; one that dies, for want of memory say, is an error here."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(partial(work, *arguments)).result()
 
 
 def _shown(column: Mapping[str, Any] | None, path: Sequence[str], show: Callable[[Any], Any]) -> Any:

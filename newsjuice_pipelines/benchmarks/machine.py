@@ -8,8 +8,11 @@ import resource
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,19 @@ def peak_memory_mib() -> float:
     """The most memory that this process has held, MiB."""
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes / 2**20
+
+
+def in_own_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """Work in a fresh process, so that its memory is its own; one that dies, for want of memory say, is an error here."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(partial(work, *arguments)).result()
+
+
+def has_gpu() -> bool:
+    """Whether PyTorch sees a CUDA device; importing it takes seconds and memory."""
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def _ask_one_by_one(address: str, calls: int) -> dict[str, float]:
     texts = articles(calls)["text"]
     started = time.perf_counter()
     for text in texts:
-        client.models.generate_content(model=MODEL, contents=render_prompt("v1", text))
+        client.models.generate_content(model=MODEL, contents=render_prompt("v2", text))
     return {"wall_s": time.perf_counter() - started}
 
 

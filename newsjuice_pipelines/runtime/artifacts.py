@@ -103,18 +103,23 @@ class ArtifactStore:
         except FileNotFoundError:
             return None
 
-    def open(self, key: str) -> Artifact:
-        """The artefact in force, every file checked against its manifest.
+    def open(self, key: str, version: str | None = None) -> Artifact:
+        """The artefact in force, or an earlier version of it, every file checked against its manifest.
 
         Raises:
-            ArtifactMissing: nothing was written yet; the message names the asset to materialise.
+            ArtifactMissing: nothing was written yet, or that version is no longer kept; the message names the asset to
+                materialise.
             ArtifactCorrupted: a file is missing or differs from its SHA-256.
         """
-        version = self.current_version(key)
+        asset, _, partition = key.partition("/")
         if version is None:
-            asset, _, partition = key.partition("/")
-            which = f" for partition {partition}" if partition else ""
-            raise ArtifactMissing(f"{asset} has not been materialised{which}: materialise the asset {asset!r} first.")
+            version = self.current_version(key)
+            if version is None:
+                which = f" for partition {partition}" if partition else ""
+                raise ArtifactMissing(f"{asset} has not been materialised{which}: materialise the asset {asset!r} first.")
+        elif not (self._root / key / version / MANIFEST).exists():
+            kept = f"the last {KEPT_VERSIONS} versions are kept" if self.is_local else "it may have been removed"
+            raise ArtifactMissing(f"{key} has no version {version} any more ({kept}): materialise {asset!r} again.")
         directory = self._local_copy(key, version)
         try:
             manifest = self._verify(key, version, directory)
@@ -219,6 +224,19 @@ class ArtifactStore:
             shutil.rmtree(scratch, ignore_errors=True)
             self._prune(key, version)
         return self.open(key)
+
+    def put_in_force(self, key: str, version: str) -> Artifact:
+        """Let `CURRENT` name another version that is still kept, in one step; returns that version, checked.
+
+        Raises:
+            ArtifactMissing: that version is no longer kept.
+            ArtifactCorrupted: a file of it is missing or differs from its SHA-256; what was in force stays in force.
+            ArtifactBusy: another process is writing `key` and does not finish within `lock_timeout_s`.
+        """
+        with self._lock(key):
+            artifact = self.open(key, version)
+            self._point_to(key, version)
+        return artifact
 
     def _reusable(self, key: str, recipe: Mapping[str, Any]) -> Artifact | None:
         if self.current_version(key) is None:

@@ -12,7 +12,8 @@ logger = logging.getLogger("newsjuice.progress")
 class Progress:
     """Logs `what: done/total unit, rate, remaining time` to the `newsjuice` logger, which Dagster captures.
 
-    The rate covers this process's own work, so a resumed job that starts at `done` does not report a flattering speed.
+    The rate covers this process's own work, so a resumed job that starts at `done` does not report a flattering speed. It is
+    given by the second, or by the minute for work slower than one unit a second and where `per_minute` asks for it.
     """
 
     def __init__(
@@ -22,12 +23,13 @@ class Progress:
         unit: str,
         *,
         done: int = 0,
+        per_minute: bool = False,
         interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.what, self.total, self.unit = what, total, unit
         self.done = self._first = done
-        self._interval_s, self._clock = interval_s, clock
+        self._per_minute, self._interval_s, self._clock = per_minute, interval_s, clock
         self._start = self._last_line = clock()
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -42,12 +44,21 @@ class Progress:
         """The progress line as of `now` (seconds on the clock of this object)."""
         elapsed = max(now - self._start, 1e-9)
         rate = (self.done - self._first) / elapsed
-        text = f"{self.what}: {self.done}/{self.total} {self.unit}, {rate:.3g} {self.unit}/s"
+        text = f"{self.what}: {self.done}/{self.total} {self.unit}, {self._rate(rate)}"
         if self.done < self.total and rate > 0:
             text += f", {format_duration((self.total - self.done) / rate)} left"
         elif self.done >= self.total:
             text += f", done in {format_duration(elapsed)}"
         return f"{text}, {note}" if note else text
+
+    def _rate(self, per_second: float) -> str:
+        slow = self._per_minute or 0 < per_second < 1
+        return f"{_three_digits(60 * per_second)} {self.unit}/min" if slow else f"{_three_digits(per_second)} {self.unit}/s"
+
+
+def _three_digits(value: float) -> str:
+    """`0.0123`, `4.56`, `789` or `12,345`: never an exponent, which `.3g` would give from 1,000 on."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def format_duration(seconds: float) -> str:

@@ -30,6 +30,8 @@ RECORDED_PACKAGES = (
     "pyarrow",
     "psycopg",
     "google-genai",
+    "gguf",
+    "openvino-genai",
 )
 
 

@@ -140,8 +140,8 @@ def test_demo_rows_are_as_long_as_those_of_the_job() -> None:
 
 
 def test_the_table_is_whole_and_says_what_was_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(finetune, "_in_own_process", lambda work, *arguments: work(*arguments))
-    monkeypatch.setattr(finetune, "_has_gpu", lambda: False)
+    monkeypatch.setattr(finetune, "in_own_process", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(finetune, "has_gpu", lambda: False)
     settings = {
         "tiny, CPU": finetune.Setting("tiny", gpu=False, steps=1, warmup_steps=0, device_steps=1),
         "Qwen3-0.6B shape, GPU": finetune.SETTINGS["Qwen3-0.6B shape, GPU"],

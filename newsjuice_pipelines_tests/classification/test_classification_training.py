@@ -16,11 +16,11 @@ from newsjuice_pipelines.classification.models import (
     BASE_MODELS,
     ModelUnavailable,
     available_offline,
-    packaged_minilm,
     weights_location,
 )
 from newsjuice_pipelines.classification.predict import load_classifier
 from newsjuice_pipelines.classification.split import read_classes, read_part
+from newsjuice_pipelines.runtime.packaged_weights import packaged_minilm
 
 TEXTS = ["Ten Soups For A Cold Night", "Senate Passes The Budget Bill", "New Telescope Finds A Distant Planet. It is large.", ""]
 UNCUT = 3

@@ -39,6 +39,25 @@ def test_progress_is_silent_between_its_lines_and_always_says_the_end(caplog: py
     assert caplog.messages == ["training: 3/3 steps, 1 steps/s, done in 3 s"]
 
 
+@pytest.mark.parametrize(
+    ("done", "per_minute", "rate"),
+    [
+        (8, False, "3.2 scripts/min"),
+        (150, False, "1 scripts/s"),
+        (600, False, "4 scripts/s"),
+        (600, True, "240 scripts/min"),
+        (9000, True, "3,600 scripts/min"),
+        (0, False, "0 scripts/s"),
+    ],
+)
+def test_slow_work_is_counted_by_the_minute(done: int, per_minute: bool, rate: str) -> None:
+    clock = Clock()
+    progress = Progress("base scripts", 10_000, "scripts", per_minute=per_minute, clock=clock)
+    progress.done = done
+
+    assert progress.line(150).startswith(f"base scripts: {done}/10000 scripts, {rate}")
+
+
 @pytest.mark.parametrize(("seconds", "text"), [(0.4, "0 s"), (59.6, "1 min 00 s"), (185, "3 min 05 s"), (7620, "2 h 07 min")])
 def test_durations_read_like_a_person_writes_them(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text

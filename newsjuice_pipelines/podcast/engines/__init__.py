@@ -1,19 +1,20 @@
-"""Engines run a model for inference: chat prompts in, scripts out, greedily. What the scripts are used for is elsewhere.
+"""Engines run a model for inference: token ids in, scripts out. What the scripts are used for is elsewhere.
 
-Every engine gives the tokens that plain greedy decoding gives, except for `onnx_genai`, which quantises the model; they
-differ in speed and in what they can measure.
+Every engine decodes greedily unless told otherwise and stops at the model's end token. Prompts are encoded by the caller
+with the model's own tokenizer and chat template, so that all engines see the same ids.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import json
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Literal, Protocol
 
-from newsjuice_pipelines.podcast.training.chat_tokens import Message
 from newsjuice_pipelines.runtime.devices import Device, best_device
 
 logger = logging.getLogger("newsjuice.engines")
@@ -22,12 +23,13 @@ FinishReason = Literal["eos", "length", "error"]
 
 ENGINES = {
     "reference": "newsjuice_pipelines.podcast.engines.reference:ReferenceEngine",
-    "transformers_batch": "newsjuice_pipelines.podcast.engines.transformers_batch:TransformersBatchEngine",
-    "onnx_genai": "newsjuice_pipelines.podcast.engines.onnx_genai:OnnxGenaiEngine",
+    "transformers": "newsjuice_pipelines.podcast.engines.transformers_batch:TransformersBatchEngine",
+    "openvino": "newsjuice_pipelines.podcast.engines.openvino_genai:OpenvinoEngine",
+    "vllm": "newsjuice_pipelines.podcast.engines.openai_server:OpenAIServerEngine",
 }
-DEFAULT_ENGINE = {"cpu": "transformers_batch", "cuda": "transformers_batch"}
-ONE_AT_A_TIME = ("reference", "onnx_genai")
-CPU_ONLY = ("onnx_genai",)
+QUANTISED = "openvino"  # the engine that runs the files of a quantised model
+REMOTE = "vllm"  # the engine that asks a server
+GATE_FILE = "gate.json"
 
 
 class EngineError(ValueError):
@@ -36,15 +38,20 @@ class EngineError(ValueError):
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to answer. Decoding is greedy and ends with the model's end-of-turn token or after `max_new_tokens`."""
+    """One prompt to answer, as token ids of the model's own tokenizer and chat template.
+
+    The answer ends with the model's end-of-turn token or after `max_new_tokens`.
+    """
 
     request_id: str
-    prompt: Sequence[Message]
+    tokens: tuple[int, ...]
     max_new_tokens: int = 400
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise EngineError(f"max_new_tokens of request {self.request_id!r} is {self.max_new_tokens}: ask for at least 1.")
+        if not self.tokens:
+            raise EngineError(f"request {self.request_id!r} has no prompt tokens: encode its prompt with the chat template.")
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,38 @@ class Result:
     def new_tokens(self) -> int:
         """Number of tokens generated."""
         return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine decodes. Anything but a default is refused by an engine that would ignore it."""
+
+    concurrent_requests: int | None = None
+    """Requests that run at once; None is the engine's default."""
+    prompt_lookup_tokens: int = 0
+    """Tokens guessed ahead from the prompt and checked in one pass (the text stays the same); 0 switches it off."""
+    prefix_cache: bool = False
+    """Keep what requests share at the beginning of their prompts, such as an instruction, instead of reading it each time."""
+    temperature: float = 0.0
+    """Above 0, tokens are drawn at random at this temperature; 0 takes the most probable one."""
+    repetition_penalty: float = 1.0
+    """Divides the scores of tokens that came before; 1 leaves them alone."""
+    seed: int = 42
+    """Of the random draws; without a temperature it changes nothing."""
+    server_url: str | None = None
+    """Address of an OpenAI-compatible server, such as http://127.0.0.1:8000/v1."""
+    server_model: str | None = None
+    """Name of the model on that server; None takes the only one there is."""
+
+    def __post_init__(self) -> None:
+        if self.concurrent_requests is not None and self.concurrent_requests < 1:
+            raise EngineError(f"concurrent_requests is {self.concurrent_requests}: it must be at least 1.")
+        if self.prompt_lookup_tokens < 0:
+            raise EngineError(f"prompt_lookup_tokens is {self.prompt_lookup_tokens}: it must be at least 0.")
+        if self.temperature < 0:
+            raise EngineError(f"temperature is {self.temperature}: it must be at least 0.")
+        if self.repetition_penalty <= 0:
+            raise EngineError(f"repetition_penalty is {self.repetition_penalty}: it must be above 0; 1 switches it off.")
 
 
 @dataclass(frozen=True)
@@ -98,32 +137,67 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(name: str, model: Path, device: str | None = None, concurrent_requests: int | None = None) -> Engine:
+def open_engine(
+    name: str,
+    model: Path,
+    *,
+    quantised: Path | None = None,
+    device: str | None = None,
+    options: EngineOptions | None = None,
+    api_key: str | None = None,
+) -> Engine:
     """Load `model` into an engine.
 
     Args:
         name: a key of `ENGINES`, or `auto` for the default of the device.
         model: a local model folder with tokenizer and chat template.
+        quantised: the folder of its quantised form, which only the engine `openvino` runs.
         device: `cpu` or `cuda`; None takes the best one there is that the engine runs on.
-        concurrent_requests: how many requests run at once; None is the engine's default. Only for batching engines.
+        options: how to decode.
+        api_key: of the server; only the engine `vllm` sends it.
 
     Raises:
-        EngineError: an unknown engine, a device that is not there, or an option that this engine would ignore.
+        EngineError: an unknown engine, a device that is not there, a quantised model that is missing, or an option that
+            this engine would ignore.
     """
+    options = options or EngineOptions()
     best = best_device()
     if device is not None and device not in ("cpu", best.type):
         raise EngineError(f"the device {device!r} is not there: this machine has {best.type} ({best.name}).")
     target = best if device in (None, best.type) else Device("cpu", "CPU", "float32")
-    chosen = DEFAULT_ENGINE[target.type] if name == "auto" else name
+    chosen, why = default_engine(target.type, quantised) if name == "auto" else (name, "as asked for")
     if chosen not in ENGINES:
         raise EngineError(f"there is no engine {name!r}: choose auto, {' or '.join(ENGINES)}.")
-    if chosen in ONE_AT_A_TIME and concurrent_requests not in (None, 1):
-        raise EngineError(f"the {chosen} engine runs one request at a time: leave concurrent_requests={concurrent_requests} out.")
-    if chosen in CPU_ONLY and device is None and target.type != "cpu":
-        target = Device("cpu", "CPU", "float32")
+    if chosen == QUANTISED:
+        if quantised is None:
+            raise EngineError("the engine openvino runs a quantised model: materialise the asset 'quantised_model' first.")
+        model, target = quantised, Device("cpu", "CPU", "int8")
     module, _, factory = ENGINES[chosen].partition(":")
-    options = {} if concurrent_requests is None or chosen in ONE_AT_A_TIME else {"concurrent_requests": concurrent_requests}
-    engine: Engine = getattr(importlib.import_module(module), factory)(model, target, **options)
+    secret = {"api_key": api_key} if chosen == REMOTE else {}
+    engine: Engine = getattr(importlib.import_module(module), factory)(model, target, options, **secret)
     can = engine.capabilities()
-    logger.info("engine: %s on %s, %s, %d requests at once", can.engine, can.device, can.dtype, can.concurrent_requests)
+    logger.info("engine: %s (%s) on %s, %s, %d requests at once", can.engine, why, can.device, can.dtype, can.concurrent_requests)
     return engine
+
+
+def default_engine(device: str, quantised: Path | None) -> tuple[str, str]:
+    """The engine that `auto` takes on `cpu` or `cuda`, and why. A quantised model whose gate did not pass is no default."""
+    if device != "cpu":
+        return "transformers", "the default on a GPU"
+    if quantised is None:
+        return "transformers", "the default on a CPU without a quantised model"
+    if importlib.util.find_spec("openvino_genai") is None:
+        return "transformers", "the extra cpu-engine is not installed"
+    gate = json.loads((quantised / GATE_FILE).read_text(encoding="utf-8"))
+    if not gate["passed"]:
+        return "transformers", f"the quantised model's gate {'failed' if gate['passed'] is False else 'was not measured'}"
+    return QUANTISED, "the default on a CPU"
+
+
+def refuse_ignored(engine: str, options: EngineOptions, heeded: Sequence[str]) -> None:
+    """Raise `EngineError` when `options` sets what this engine does not heed."""
+    defaults = EngineOptions()
+    for item in fields(EngineOptions):
+        value = getattr(options, item.name)
+        if value != getattr(defaults, item.name) and item.name not in heeded:
+            raise EngineError(f"the {engine} engine would ignore {item.name}={value!r}: leave it out, or choose another engine.")

@@ -1,4 +1,4 @@
-"""A model loaded for greedy decoding, with what every engine in this process needs: encoding, limits, results."""
+"""A model folder opened for an engine: limits, end tokens, results, and the weights where they run in this process."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.podcast.engines import EngineError, Request, Result
+from newsjuice_pipelines.podcast.engines import EngineError, EngineOptions, Request, Result
 from newsjuice_pipelines.podcast.training.base_model import load_model, load_tokenizer
-from newsjuice_pipelines.podcast.training.chat_tokens import encode_prompt, end_token_ids
+from newsjuice_pipelines.podcast.training.chat_tokens import end_token_ids
 from newsjuice_pipelines.runtime.devices import Device
 
 # Settings of a model's own generation_config.json that change greedy decoding, and their neutral values.
@@ -39,50 +39,68 @@ def refuse_altering_settings(own: Any, path: Path) -> None:
 
 @dataclass
 class LoadedModel:
-    """A model, its tokenizer and its greedy generation configuration on one device."""
+    """A model with its tokenizer and limits; `model` is None where the weights run elsewhere."""
 
     model: Any
     tokenizer: Any
     device: Device
     end_ids: list[int]
     context_tokens: int
+    vocabulary_tokens: int | None = None
 
     @classmethod
-    def load(cls, path: Path, device: Device) -> LoadedModel:
-        """Load the folder `path`.
+    def load(cls, path: Path, device: Device, options: EngineOptions | None = None) -> LoadedModel:
+        """Load the folder `path`, set up to decode as `options` say.
 
         Raises:
             EngineError: its generation configuration asks for more than greedy decoding, which would be ignored.
         """
-        from transformers import GenerationConfig
-
         tokenizer = load_tokenizer(path)
         model = load_model(path, device.dtype, device.type)
         own = model.generation_config
         refuse_altering_settings(own, path)
         end_ids = end_token_ids(tokenizer, own)
-        # Sampling settings of the model (temperature, top-k, top-p) have no place in a greedy configuration.
-        model.generation_config = GenerationConfig(
-            do_sample=False,
-            eos_token_id=end_ids,
-            pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0],
-        )
-        return cls(model, tokenizer, device, end_ids, model.config.max_position_embeddings)
+        model.generation_config = _decoding(options or EngineOptions(), tokenizer, end_ids)
+        config = model.config
+        return cls(model, tokenizer, device, end_ids, config.max_position_embeddings, config.vocab_size)
 
-    def encode(self, request: Request) -> list[int]:
-        """Token ids of the request's prompt."""
-        return encode_prompt(self.tokenizer, request.prompt)
+    @classmethod
+    def without_weights(cls, path: Path, device: Device) -> LoadedModel:
+        """The tokenizer and limits of the folder `path`, for an engine that runs the weights outside of PyTorch.
 
-    def too_long(self, request: Request, prompt_tokens: int) -> Result | None:
-        """The error result of a request that does not fit into the model's context; None when it fits."""
-        if prompt_tokens + request.max_new_tokens <= self.context_tokens:
-            return None
-        return self.failure(
-            request,
-            prompt_tokens,
-            f"{prompt_tokens} prompt tokens and {request.max_new_tokens} new ones exceed the context of {self.context_tokens}: "
-            "shorten the article or ask for fewer new tokens.",
+        Raises:
+            EngineError: its generation configuration asks for more than greedy decoding, which would be ignored.
+        """
+        from transformers import AutoConfig, GenerationConfig
+
+        tokenizer = load_tokenizer(path)
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        own = (
+            GenerationConfig.from_pretrained(path, local_files_only=True)
+            if (path / "generation_config.json").is_file()
+            else GenerationConfig.from_model_config(config)
         )
+        refuse_altering_settings(own, path)
+        return cls(None, tokenizer, device, end_token_ids(tokenizer, own), config.max_position_embeddings, config.vocab_size)
+
+    def unanswerable(self, request: Request) -> Result | None:
+        """The error result of a request that the model cannot take: too long, or with ids it does not know; else None."""
+        prompt_tokens = len(request.tokens)
+        if prompt_tokens + request.max_new_tokens > self.context_tokens:
+            return self.failure(
+                request,
+                prompt_tokens,
+                f"{prompt_tokens} prompt tokens and {request.max_new_tokens} new ones exceed the context of "
+                f"{self.context_tokens}: shorten the article or ask for fewer new tokens.",
+            )
+        # On a GPU one unknown id would make every later call of the process fail.
+        if self.vocabulary_tokens is not None and not 0 <= min(request.tokens) <= max(request.tokens) < self.vocabulary_tokens:
+            return self.failure(
+                request,
+                prompt_tokens,
+                f"the prompt has ids beyond the model's {self.vocabulary_tokens} tokens: encode it with this model's tokenizer.",
+            )
+        return None
 
     def answer(
         self, request: Request, prompt_tokens: int, tokens: list[int], ttft_s: float | None, latency_s: float | None
@@ -99,11 +117,34 @@ class LoadedModel:
         """The result of a request that could not be answered."""
         return Result(request.request_id, (), "", "error", prompt_tokens, None, None, error)
 
-    def close(self) -> None:
-        """Free the model's memory."""
-        self.model = None
+    def free_scratch(self) -> None:
+        """Give back what a failed generation has left on the device, so that the next one has room."""
         gc.collect()
         if self.device.type == "cuda":
             import torch
 
             torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Free the model's memory."""
+        self.model = None
+        self.free_scratch()
+
+
+def _decoding(options: EngineOptions, tokenizer: Any, end_ids: list[int]) -> Any:
+    """The generation configuration of `options`; the sampling settings of the model itself (top-k, top-p) have no place in it."""
+    from transformers import GenerationConfig
+
+    settings: dict[str, Any] = {}
+    if options.temperature > 0:
+        settings |= {"temperature": options.temperature, "top_k": 0, "top_p": 1.0}
+    if options.repetition_penalty != 1.0:
+        settings["repetition_penalty"] = options.repetition_penalty
+    if options.prompt_lookup_tokens:
+        settings["prompt_lookup_num_tokens"] = options.prompt_lookup_tokens
+    return GenerationConfig(
+        do_sample=options.temperature > 0,
+        eos_token_id=end_ids,
+        pad_token_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_ids[0],
+        **settings,
+    )

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import logging
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from newsjuice_pipelines.podcast.engines import Engine, Request, Result
+from newsjuice_pipelines.podcast.engines import Engine, EngineOptions, Request, Result
+from newsjuice_pipelines.podcast.training.chat_tokens import encode_prompt
 from newsjuice_pipelines.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -24,22 +28,59 @@ LENGTH_COLUMN: dict[str, str] = {"student_podcast_text": "student_length", "qwen
 SPLITS = ("train", "validation", "test")
 SCRIPTS_FILE = "scripts.csv"
 PARTIAL_ROWS = "rows.jsonl"
+ROW_COLUMNS = ("chunk_id", "article_id", "split")
+# Those of the original experiment's CSV, and the student's length, which it did not have.
+ORIGINAL_COLUMNS = (
+    *("chunk_text", "gemini_podcast_text", "qwen_podcast_text", "student_podcast_text"),
+    *("gemini_length", "qwen_length", "student_length"),
+)
+MEASURES = ("finish_reason", "prompt_tokens", "new_tokens", "ttft_s", "latency_s", "engine", "error")
+NO_ANSWER = "the engine ended without an answer to this row: look at its log, then run again"
+# A quota and a limit on the size of files end a write as a full disk does.
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class ScriptsError(ValueError):
-    """Scripts cannot be generated from, or read out of, what was given."""
+    """Scripts cannot be generated from, read out of, or written to what was given."""
 
 
 @dataclass(frozen=True)
 class GenerationConfig:
-    """How scripts are generated. Decoding is always greedy."""
+    """How scripts are generated. Decoding is greedy unless a temperature is set; it stops at the end token."""
 
     max_new_tokens: int = 400
     """Tokens after which a script is cut."""
     row_limit: int = 0
     """Most rows of each split; 0 takes all."""
-    request_window: int = 64
-    """Rows handed to the engine at a time."""
+    temperature: float = 0.0
+    """Above 0, tokens are drawn at random; 0 takes the most probable one."""
+    repetition_penalty: float = 1.0
+    """Divides the scores of tokens that came before; 1 leaves them alone."""
+    seed: int = 42
+    """Of the random draws; without a temperature it changes nothing."""
+    concurrent_requests: int = 0
+    """Scripts written at once; 0 is the engine's default."""
+    prompt_lookup_tokens: int = 0
+    """Tokens guessed ahead from the article and checked in one pass (the text stays the same); 0 switches it off."""
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ScriptsError(
+                f"max_new_tokens is {self.max_new_tokens}: give at least 1; a script of 300 words takes about 400."
+            )
+        if self.row_limit < 0:
+            raise ScriptsError(f"row_limit is {self.row_limit}: give the most rows of a split, or 0 for all.")
+        if self.concurrent_requests < 0:
+            raise ScriptsError(
+                f"concurrent_requests is {self.concurrent_requests}: give at least 1, or 0 for the engine's default."
+            )
+        self.options()  # checks the rest
+
+    def options(self) -> EngineOptions:
+        """What the engine must be opened with, so that it decodes as this configuration says."""
+        shared = {item.name for item in fields(EngineOptions)} & {item.name for item in fields(self)}
+        values = {name: getattr(self, name) for name in shared}
+        return EngineOptions(**{**values, "concurrent_requests": self.concurrent_requests or None})
 
 
 def generate_scripts(
@@ -49,60 +90,78 @@ def generate_scripts(
     config: GenerationConfig,
     scratch: Path,
     column: ScriptColumn = "student_podcast_text",
+    *,
+    tokenizer: Any,
 ) -> pd.DataFrame:
     """Generate a script for each row of some splits.
 
-    Every finished row is on disk in `scratch` before the next one is waited for; rows found there are not generated
-    again. Rows that ended in an error are kept in the table (with an empty script) and tried again by a later run.
+    The engine gets all rows at once, so that a place in its batch never stays empty. Every finished row is on disk in
+    `scratch` before the next one is waited for; rows found there are not generated again. Rows that ended in an error, such
+    as a prompt without room in the model's context, are kept in the table (with an empty script) and tried again by a
+    later run.
 
     Args:
         dataset: folder of the student data set.
         splits: of `train`, `validation`, `test`.
-        engine: runs the model.
+        engine: runs the model; opened with `config.options()`.
         config: limits.
         scratch: keeps finished rows; belongs to one model, data set and configuration.
         column: name of the script's column: the tuned student's or the untuned base's.
+        tokenizer: the model's own, which encodes the prompts as training did.
 
     Returns:
-        One row a prompt, in the order of the data set: `chunk_id, article_id, split, chunk_text, gemini_podcast_text,
-        <column>, gemini_length, <student_length|qwen_length>` (characters), `finish_reason, prompt_tokens, new_tokens,
-        ttft_s, latency_s, engine, error`.
-    """
-    import pandas as pd
+        One row a prompt, in the order of the data set: `ROW_COLUMNS`, `ORIGINAL_COLUMNS` (lengths in characters; script and
+        length of the model that `column` does not name are missing) and `MEASURES`.
 
+    Raises:
+        ScriptsError: splits that do not exist or repeat a row, or no room left on the disk; finished rows are kept.
+    """
     rows = _read_rows(dataset, splits, config.row_limit)
     done = read_partial_rows(scratch / PARTIAL_ROWS)
     todo = [row for row in rows if row["chunk_id"] not in done]
-    capabilities = engine.capabilities()
-    logger.info("%d scripts to write with %s, %d kept from an earlier run", len(todo), capabilities.engine, len(rows) - len(todo))
-    progress = Progress("scripts", len(rows), "scripts", done=len(rows) - len(todo))
-    requests = [Request(row["chunk_id"], row["prompt"], config.max_new_tokens) for row in todo]
-    with (scratch / PARTIAL_ROWS).open("a", encoding="utf-8") as stream:
-        for start in range(0, len(requests), config.request_window):
-            for result in engine.generate(requests[start : start + config.request_window]):
-                entry = _entry(result, capabilities.engine)
-                done[result.request_id] = entry
-                if result.finish_reason != "error":
-                    stream.write(json.dumps(entry, ensure_ascii=False) + "\n")
-                    stream.flush()
-                    os.fsync(stream.fileno())
-                progress.advance(note=f"{sum(1 for kept in done.values() if kept['finish_reason'] == 'error')} errors")
-    table = []
-    for row in rows:
-        entry = done[row["chunk_id"]]
-        table.append(
-            {
-                **{name: row[name] for name in ("chunk_id", "article_id", "split", "chunk_text", "gemini_podcast_text")},
-                column: entry["text"],
-                "gemini_length": len(row["gemini_podcast_text"]),
-                LENGTH_COLUMN[column]: len(entry["text"]),
-                **{
-                    name: entry[name]
-                    for name in ("finish_reason", "prompt_tokens", "new_tokens", "ttft_s", "latency_s", "engine", "error")
-                },
-            }
-        )
-    return pd.DataFrame(table)
+    name = engine.capabilities().engine
+    logger.info("%d scripts to write with %s, %d kept from an earlier run", len(todo), name, len(rows) - len(todo))
+    progress = Progress("scripts", len(rows), "scripts", done=len(rows) - len(todo), per_minute=True)
+    requests = [Request(row["chunk_id"], tuple(encode_prompt(tokenizer, row["prompt"])), config.max_new_tokens) for row in todo]
+    waiting = {request.request_id: len(request.tokens) for request in requests}
+    reasons = Counter(entry["finish_reason"] for entry in done.values())
+    answers = engine.generate(requests) if requests else iter(())
+    with _partial_file(scratch / PARTIAL_ROWS) as stream, _closing(answers) as results:
+        for result in results:
+            if waiting.pop(result.request_id, None) is None:
+                logger.warning("%s answered %s twice or unasked: the answer is left out", name, result.request_id)
+                continue
+            entry = done[result.request_id] = _entry(result, name)
+            reasons[result.finish_reason] += 1
+            if result.finish_reason != "error":
+                _append(stream, entry, scratch)
+            progress.advance(note=f"{reasons['error']} errors, {reasons['length']} cut off")
+    for request_id, prompt_tokens in waiting.items():
+        lost = Result(request_id, (), "", "error", prompt_tokens, None, None, NO_ANSWER)
+        done[request_id] = _entry(lost, name)
+    _warn(rows, done, config.max_new_tokens)
+    return _table(rows, done, column)
+
+
+def reuse_finished_rows(published: pd.DataFrame, scratch: Path, column: ScriptColumn = "student_podcast_text") -> int:
+    """Put the finished rows of published scripts into an empty `scratch`, so that only those with an error are tried again.
+
+    Only for scripts of the same model, data set and configuration. A scratch folder that holds rows is left as it is.
+
+    Returns:
+        How many rows were put there.
+    """
+    path = scratch / PARTIAL_ROWS
+    if path.exists() and path.stat().st_size:
+        return 0
+    entries = []
+    for row in published[published["finish_reason"] != "error"].astype(object).to_dict("records"):
+        known = {name: None if row[name] != row[name] else row[name] for name in MEASURES}
+        entries.append({"request_id": row["chunk_id"], "text": row[column], **known, "error": None})
+    lines = "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries)
+    with _room(scratch, len(entries)):
+        path.write_text(lines, encoding="utf-8")
+    return len(entries)
 
 
 def read_partial_rows(path: Path) -> dict[str, dict[str, Any]]:
@@ -115,22 +174,39 @@ def read_partial_rows(path: Path) -> dict[str, dict[str, Any]]:
         logger.warning("the last row of %s was torn by a crash and is generated again", path.name)
         with path.open("r+b") as stream:
             stream.truncate(len(whole))
-    entries = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-    return {entry["request_id"]: entry for entry in entries}
+    entries, damaged = {}, 0
+    for line in whole.split(b"\n"):
+        try:
+            entry = json.loads(line) if line else None
+        except ValueError:
+            damaged += 1
+            continue
+        if entry is not None:
+            entries[entry["request_id"]] = entry
+    if damaged:
+        logger.warning("%d rows of %s are damaged and are generated again", damaged, path.name)
+    return entries
 
 
 def write_scripts_csv(scripts: pd.DataFrame, out: Path) -> Path:
     """Write `scripts` as `out/scripts.csv` in one step: a reader sees the whole file or none."""
     target = out / SCRIPTS_FILE
     temporary = target.with_suffix(".tmp")
-    # Every text in quotes: unquoted, a lone carriage return inside an article would end its row.
-    scripts.to_csv(temporary, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-    os.replace(temporary, target)
+    try:
+        with _room(out, len(scripts)):
+            # Every text in quotes: unquoted, a lone carriage return inside an article would end its row.
+            scripts.to_csv(temporary, index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
+            os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
     return target
 
 
 def read_scripts_csv(folder: Path) -> pd.DataFrame:
-    """The scripts of an artefact folder. Texts stay texts: an empty script is an empty string, not a missing value."""
+    """The scripts of an artefact folder. Texts stay texts: an empty script is an empty string, not a missing value.
+
+    The script of a model that did not write this file is missing, as is its length.
+    """
     import pandas as pd
 
     path = folder / SCRIPTS_FILE
@@ -138,7 +214,32 @@ def read_scripts_csv(folder: Path) -> pd.DataFrame:
         raise ScriptsError(f"{folder} has no {SCRIPTS_FILE}: materialise the scripts again.")
     numbers = ["gemini_length", "student_length", "qwen_length", "prompt_tokens", "new_tokens", "ttft_s", "latency_s"]
     missing = {name: [""] for name in numbers}
-    return pd.read_csv(path, keep_default_na=False, na_values=missing, dtype={"chunk_id": str, "article_id": str})
+    scripts = pd.read_csv(path, keep_default_na=False, na_values=missing, dtype={"chunk_id": str, "article_id": str})
+    for column, length in LENGTH_COLUMN.items():
+        if column in scripts and length in scripts:
+            scripts[column] = scripts[column].astype(object).where(scripts[length].notna(), None)
+    return scripts
+
+
+def side_by_side(student: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
+    """One table with the scripts of teacher, base and student, in the order of `student`: `ROW_COLUMNS`, `ORIGINAL_COLUMNS`,
+    and the measures of both models (`student_latency_s`, `qwen_latency_s` and so on).
+
+    Raises:
+        ScriptsError: a row of `student` has no base script.
+    """
+    other = base.set_index("chunk_id")
+    missing = [key for key in student["chunk_id"] if key not in other.index]
+    if missing:
+        raise ScriptsError(f"{len(missing)} rows have no base script, such as {missing[0]}: generate both for the same splits.")
+    table = student[[*ROW_COLUMNS, *ORIGINAL_COLUMNS]].copy()
+    matching = other.loc[student["chunk_id"]]
+    for name in ("qwen_podcast_text", "qwen_length"):
+        table[name] = matching[name].to_numpy()
+    for prefix, source in (("student", student), ("qwen", matching)):
+        for name in MEASURES:
+            table[f"{prefix}_{name}"] = source[name].to_numpy()
+    return table
 
 
 def scripts_facts(scripts: pd.DataFrame) -> dict[str, Any]:
@@ -176,7 +277,87 @@ def _read_rows(dataset: Path, splits: Sequence[str], row_limit: int) -> list[dic
     return rows
 
 
+def _table(rows: Sequence[Mapping[str, Any]], done: Mapping[str, Mapping[str, Any]], column: str) -> pd.DataFrame:
+    import pandas as pd
+
+    table = []
+    for row in rows:
+        entry = done[row["chunk_id"]]
+        texts = {"chunk_text": row["chunk_text"], "gemini_podcast_text": row["gemini_podcast_text"], column: entry["text"]}
+        lengths = {"gemini_length": len(row["gemini_podcast_text"]), LENGTH_COLUMN[column]: len(entry["text"])}
+        table.append(
+            {
+                **{name: row[name] for name in ROW_COLUMNS},
+                **{name: {**texts, **lengths}.get(name) for name in ORIGINAL_COLUMNS},
+                **{name: entry[name] for name in MEASURES},
+            }
+        )
+    return pd.DataFrame(table)
+
+
+def _warn(rows: Sequence[Mapping[str, Any]], done: Mapping[str, Mapping[str, Any]], max_new_tokens: int) -> None:
+    """Say in the log what a reader of the scripts must know: rows without one, and scripts that never ended."""
+    entries = [done[row["chunk_id"]] for row in rows]
+    failed = [entry for entry in entries if entry["finish_reason"] == "error"]
+    if failed:
+        logger.warning("%d of %d rows have no script; the first says: %s", len(failed), len(entries), failed[0]["error"])
+    cut = sum(1 for entry in entries if entry["finish_reason"] == "length")
+    if cut:
+        logger.warning("%d of %d scripts did not end within %d tokens and are cut off", cut, len(entries), max_new_tokens)
+
+
 def _entry(result: Result, engine: str) -> dict[str, Any]:
     entry = {**asdict(result), "new_tokens": result.new_tokens, "engine": engine}
     del entry["tokens"]
-    return entry
+    # Half of a surrogate pair, which a server's JSON can hold, is no text that a file can hold.
+    return {**entry, "text": result.text.encode("utf-8", "replace").decode("utf-8")}
+
+
+@contextmanager
+def _partial_file(path: Path) -> Iterator[int]:
+    """A file to append rows to, unbuffered: what a full disk refused is not written again by closing it."""
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        yield file
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _closing(results: Iterator[Result]) -> Iterator[Iterator[Result]]:
+    """The results of an engine; leaving them half-way stops the engine's work on the others."""
+    try:
+        yield results
+    finally:
+        close = getattr(results, "close", None)
+        if close is not None:
+            close()
+
+
+def _append(file: int, entry: Mapping[str, Any], scratch: Path) -> None:
+    """Write one row and wait until it is on disk. A row that finds no room leaves no part of itself."""
+    start = os.fstat(file).st_size
+    left = (json.dumps(entry, ensure_ascii=False) + "\n").encode("utf-8")
+    with _room(scratch, None):
+        try:
+            while left:
+                left = left[os.write(file, left) :]
+            os.fsync(file)
+        except OSError:
+            os.ftruncate(file, start)
+            raise
+
+
+@contextmanager
+def _room(folder: Path, scripts: int | None) -> Iterator[None]:
+    """Turns a full disk into an error that says where; `scripts` are the ones that it was about."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        what = "a finished script" if scripts is None else f"{scripts} scripts"
+        raise ScriptsError(
+            f"no room left in {folder} for {what} ({error.strerror}): free some space and run again; the scripts finished "
+            "before are kept."
+        ) from error

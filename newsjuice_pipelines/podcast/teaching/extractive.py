@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from newsjuice_pipelines.podcast.judging.evaluate import loops
+from newsjuice_pipelines.podcast.judging.loops import loops
 from newsjuice_pipelines.podcast.teaching.script_filters import has_markup, script_problem
 from newsjuice_pipelines.podcast.teaching.teacher import TeacherReply
 from newsjuice_pipelines.podcast.text.sentences import ends_complete, split_sentences

@@ -91,7 +91,7 @@ class GeminiTeacher:
 
     client_factory: Callable[[], Client]
     model: str = "gemini-3.5-flash-lite"
-    prompt_version: str = "v1"
+    prompt_version: str = "v2"
     config: GeminiConfig = field(default_factory=GeminiConfig)
     _client: Client | None = field(default=None, init=False, repr=False)
     _session: ClientSession | None = field(default=None, init=False, repr=False)

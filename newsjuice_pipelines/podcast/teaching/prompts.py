@@ -7,7 +7,7 @@ import unicodedata
 from functools import lru_cache
 from importlib.resources import files
 
-PROMPT_VERSIONS = ("v1", "original")
+PROMPT_VERSIONS = ("v2", "v1", "original")
 
 # The student learns the form from its training, so that its prompt needs no instruction beyond this line.
 STUDENT_SYSTEM_LINE = "Write a podcast script about this article."

@@ -12,8 +12,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from types import MappingProxyType
 
-from newsjuice_pipelines.podcast.judging import evaluate
-from newsjuice_pipelines.podcast.judging.evaluate import loops
+from newsjuice_pipelines.podcast.judging import loops
 from newsjuice_pipelines.podcast.text import names, sentences, spoken_numbers, support
 from newsjuice_pipelines.podcast.text.sentences import ends_complete
 from newsjuice_pipelines.podcast.text.support import unsupported_names, unsupported_numbers
@@ -83,7 +82,7 @@ def script_problem(script: str, article: str) -> str | None:
 @lru_cache(maxsize=1)
 def filters_version() -> str:
     """A name for the rules as they are now: another one as soon as a line of their code changes."""
-    modules = (sys.modules[__name__], support, names, spoken_numbers, sentences, evaluate)
+    modules = (sys.modules[__name__], support, names, spoken_numbers, sentences, loops)
     return fingerprint([inspect.getsource(module) for module in modules])[:12]
 
 
@@ -118,7 +117,7 @@ def _form_problem(script: str) -> str | None:
         return "markup"
     if not ends_complete(script):
         return "incomplete_sentence"
-    return "looping" if loops(script) else None
+    return "looping" if loops.loops(script) else None
 
 
 def _content_problem(script: str, article: str) -> str | None:
