@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from newsjuice_pipelines.benchmarks.cpu_engine_runs import measure_candidate
-from newsjuice_pipelines.benchmarks.inference import ANSWER_TOKENS, BATCH, PROMPT_TOKENS, prepare
+from newsjuice_pipelines.benchmarks.inference import BATCH, PROMPT_TOKENS, prepare
 from newsjuice_pipelines.benchmarks.machine import in_own_process, machine
 from newsjuice_pipelines.benchmarks.true_size import QWEN3_0_6B
 from newsjuice_pipelines.runtime.reports import markdown_table
@@ -51,6 +51,7 @@ CANDIDATES: Mapping[str, Candidate] = {
     ),
 }
 PRECISIONS = ("int8", "int4")
+ANSWER_TOKENS = 100  # enough to compare engines by
 
 
 def run(

@@ -58,7 +58,7 @@ ORIGINAL, ORIGINAL_GPU = "original: generate in bf16, one at a time", "original 
 VARIANTS: Mapping[str, Variant] = {
     ORIGINAL: Variant("original", "bfloat16"),
     "original in batches of 4": Variant("original", "bfloat16", at_once=4),
-    "transformers, continuous batching of 8": Variant("transformers", "float32", at_once=BATCH),
+    "transformers, continuous batching of 4": Variant("transformers", "float32", at_once=4),
     "int8, one at a time": Variant("openvino", "int8"),
     "int8, prompt lookup, half of the script copied": Variant("openvino", "int8", lookup_tokens=GUESSED_TOKENS),
     "int8, prompt lookup, nothing copied": Variant("openvino", "int8", NOTHING_COPIED, lookup_tokens=GUESSED_TOKENS),

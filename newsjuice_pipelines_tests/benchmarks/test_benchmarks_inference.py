@@ -12,6 +12,7 @@ from newsjuice_pipelines.benchmarks.scripted_model import build_scripted, made_u
 from newsjuice_pipelines.demo import DEMO_ARTICLES
 from newsjuice_pipelines.podcast.training.base_model import load_tokenizer
 from newsjuice_pipelines.podcast.training.tiny_model import TinyConfig, build_tiny
+from newsjuice_pipelines.runtime.reports import cell
 
 SHAPE = {
     "vocab_size": 4096,
@@ -91,7 +92,7 @@ def test_every_variant_writes_the_scripts_and_is_held_against_the_original(in_th
 
     page = inference.table(results)
 
-    assert all(f"| {name} |" in page for name in measured)
+    assert all(f"| {cell(name)} |" in page for name in measured)
     assert "not measured" in page
 
 

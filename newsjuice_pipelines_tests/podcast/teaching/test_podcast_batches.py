@@ -105,7 +105,7 @@ def test_a_run_that_was_killed_while_its_job_ran_is_continued_by_the_next(
     run = write(chunks_of(8), mode="online")
     assert set(run.scripts["mode"]) == {"batch"}
     assert (len(gemini.jobs.jobs), online_requests(gemini)) == (1, 0)
-    assert ledger.open_batches("gemini-3.1-flash-lite", "v1") == []
+    assert ledger.open_batches("gemini-3.1-flash-lite", "v2") == []
 
 
 def test_a_job_of_other_rows_is_collected_when_it_is_over_and_not_charged(
@@ -126,7 +126,7 @@ def test_a_job_of_other_rows_that_still_runs_is_not_waited_for(
     with pytest.raises(Killed):
         write(chunks_of(4), KilledWhileWaiting)
     assert write(chunks_of(8).tail(2), mode="online").scripts["mode"].tolist() == ["online"] * 2
-    assert len(ledger.open_batches("gemini-3.1-flash-lite", "v1")) == 1
+    assert len(ledger.open_batches("gemini-3.1-flash-lite", "v2")) == 1
 
 
 def test_a_job_that_another_run_is_making_is_left_to_it(
