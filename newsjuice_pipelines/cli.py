@@ -82,7 +82,7 @@ def report(data: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["chunks", "teacher", "finetune", "inference", "defects"]))
+@click.argument("name", type=click.Choice(["chunks", "teacher", "finetune", "inference", "engines", "defects"]))
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Also write NAME.json and NAME.md into this folder."
 )
@@ -94,7 +94,7 @@ def report(data: Path | None) -> None:
 def bench(name: str, out: Path | None, data: Path | None) -> None:
     """Measure a part against the original recipe, or what each old defect costs.
 
-    Minutes of work; `inference` and `defects` take half an hour and more.
+    Minutes of work; `inference`, `engines` and `defects` take half an hour and more.
     """
     from newsjuice_pipelines.commands.bench import bench as measure
     from newsjuice_pipelines.commands.environment import prepare_environment

@@ -1,6 +1,6 @@
 """The choice of the CPU engine, measured: OpenVINO GenAI, ONNX Runtime GenAI and llama.cpp on the same weights and scripts.
 
-What is not installed is not measured. Part of `newsjuice bench inference`; the runners are `cpu_engine_runs.py`.
+`newsjuice bench engines` runs it. What is not installed is not measured; the runners are `cpu_engine_runs.py`.
 """
 
 from __future__ import annotations

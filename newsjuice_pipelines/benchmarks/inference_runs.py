@@ -48,7 +48,8 @@ def measure(run: Run) -> dict[str, Any]:
     """
     listed = json.loads(run.scripts.read_text(encoding="utf-8"))
     scripts = [Script(tuple(prompt), tuple(answer)) for prompt, answer in listed]
-    warm, todo = scripts[run.first - 1], scripts[run.first : run.first + run.count]
+    last = scripts[run.first :]
+    warm, todo = scripts[run.first - 1], [last[number % len(last)] for number in range(run.count)]  # repeated where too few
     prompts = [script.prompt[run.drop_prompt_tokens :] for script in todo]
     limits = [len(script.answer) for script in todo]
     with peak_memory(run.gpu) as peak:

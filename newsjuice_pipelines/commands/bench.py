@@ -14,7 +14,8 @@ BENCHMARKS = {
     "chunks": ("chunks",),
     "teacher": ("teacher", "ledger"),
     "finetune": ("finetune",),
-    "inference": ("inference", "cpu_engines"),
+    "inference": ("inference",),
+    "engines": ("cpu_engines",),
     "defects": ("defects",),
 }
 ON_REAL_ARTICLES = ("defects",)  # their `run` takes a folder of articles
