@@ -56,7 +56,7 @@ ANSWER_TOKENS = 100  # enough to compare engines by
 
 def run(
     *,
-    repeats: int = 3,
+    repeats: int = 2,
     shape: Mapping[str, int] = QWEN3_0_6B,
     prompt_tokens: int = PROMPT_TOKENS,
     answer_tokens: int = ANSWER_TOKENS,

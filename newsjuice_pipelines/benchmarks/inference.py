@@ -56,17 +56,12 @@ ORIGINAL, ORIGINAL_GPU = "original: generate in bf16, one at a time", "original 
 GPU_JOB = "transformers on the GPU, 2,000 scripts, 256 at once"  # the original's job took 20 hours on an L4
 VARIANTS: Mapping[str, Variant] = {
     ORIGINAL: Variant("original", "bfloat16"),
-    "original in batches of 4": Variant("original", "bfloat16", at_once=4),
-    "transformers, continuous batching of 4": Variant("transformers", "float32", at_once=4),
     "int8, one at a time": Variant("openvino", "int8"),
     "int8, prompt lookup, half of the script copied": Variant("openvino", "int8", lookup_tokens=GUESSED_TOKENS),
     "int8, prompt lookup, nothing copied": Variant("openvino", "int8", NOTHING_COPIED, lookup_tokens=GUESSED_TOKENS),
     "int8, prompt lookup, all copied": Variant("openvino", "int8", ALL_COPIED, lookup_tokens=GUESSED_TOKENS),
     "int8, instruction of 200 tokens cached": Variant("openvino", "int8", prefix_cache=True),
     "int8, no instruction of 200 tokens": Variant("openvino", "int8", without_instruction=True),
-    "int8, prompt lookup, half copied, no instruction": Variant(
-        "openvino", "int8", lookup_tokens=GUESSED_TOKENS, without_instruction=True
-    ),
     "int8, 8 at once": Variant("openvino", "int8", at_once=BATCH),
     "int4, one at a time": Variant("openvino", "int4"),
     "int4, prompt lookup, half of the script copied": Variant("openvino", "int4", lookup_tokens=GUESSED_TOKENS),
