@@ -64,7 +64,8 @@ class Settings(BaseSettings):
     server_url: str | None = Field(
         None, description="OpenAI-compatible server for the engine `vllm`, such as http://127.0.0.1:8000/v1."
     )
-    server_model: str | None = Field(None, description="Name of the model on that server. Default: the only one it serves.")
+    server_model: str | None = Field(None, description="Name of the student on that server. Default: the only model it serves.")
+    server_base_model: str | None = Field(None, description="Name of the untuned model there. Default: it runs on this machine.")
     server_api_key: SecretStr | None = Field(None, description="API key of that server.")
     original_outputs: Path | None = Field(
         None, description="JSON lines with a `script` each: outputs of an earlier student, shown in the quality report."

@@ -37,6 +37,7 @@ FRENCH = (
 # -- figures that other parts of the project do not make up on the way --------------------------------------------------
 
 WHOLE_ROWS = {"rows_without_end_token": 0, "rows_cut": 0, "rows_without_answer": 0}
+INT8 = {"engine": "openvino", "precision": "int8"}
 SIDES = {"train": 8, "validation": 1, "test": 1}
 
 
@@ -56,6 +57,9 @@ GOOD = {
     "training": podcast.evaluate_training([], WHOLE_ROWS),
     "merge": podcast.evaluate_merge(merge_facts(0.99)),
     "answers": podcast.evaluate_answers({"eos": 9, "length": 1}),
+    "quantised": podcast.evaluate_quantised({"passed": True, "why": "all is well", "precision": "int8", "measures": {}}),
+    "quantised, not measured": podcast.evaluate_quantised({"passed": None, "why": "no x", "precision": None, "measures": {}}),
+    "one engine": podcast.evaluate_engines(INT8, INT8),
     "sections": classification.evaluate_sections(0, 100, {}),
     "leaks": classification.evaluate_leaks(0, 0, {"train": 8, "test": 2}),
     "chance": classification.evaluate_against_chance({"linear": {"accuracy_interval": [0.2, 0.4]}}, 29),
@@ -79,6 +83,14 @@ BAD = {
         "is kept 0.04 (at least 0.9). Next: merge with",
     ),
     "unmeasured merge": (podcast.evaluate_merge({"gate": {"passed": None}}), "not measured"),
+    "lossy quantising": (
+        podcast.evaluate_quantised({"passed": False, "why": "0.9 nats lost.", "precision": "int4", "measures": {}}),
+        "0.9 nats lost; it is not used unless asked for",
+    ),
+    "two engines": (
+        podcast.evaluate_engines(INT8, {"engine": "transformers", "precision": None}),
+        "The student was written by openvino in int8, the base by transformers.",
+    ),
     "engine errors": (podcast.evaluate_answers({"eos": 9, "error": 1}), "1 of 10 rows ended in an error"),
     "unknown sections": (classification.evaluate_sections(10, 90, {"GARDENING": 10}), "GARDENING"),
     "leak": (classification.evaluate_leaks(3, 1, {"train": 8, "test": 2}), "3 texts and 1 groups"),

@@ -73,13 +73,19 @@ def _write_scripts(
         model, quantised, rows = store.open(model_key), store.open(quantised_key), store.open("student_dataset")
         settings = from_form(config, scripts.GenerationConfig)
         name = _engine_name(config.engine, quantised)
-        plan = recipe("2", {**config.values(), "engine": name}, [model, quantised, rows])
+        served = load_settings().server_model
+        if name == REMOTE and key == "base_scripts":
+            served = load_settings().server_base_model
+            if served is None:
+                logger.warning("NEWSJUICE_SERVER_BASE_MODEL is not set: the untuned model runs here and not on the server")
+                name = _engine_name("auto", quantised)
+        plan = recipe("2", {**config.values(), "engine": name}, [model, quantised, rows], **_server(name, served))
         unfinished = _with_errors(store, key, plan)
 
         def write(draft: Draft) -> dict[str, Any]:
             if unfinished is not None:
                 scripts.reuse_finished_rows(scripts.read_scripts_csv(unfinished.path), draft.scratch, column)
-            engine = _opener(name, model, quantised)(settings.options())
+            engine = _opener(name, model, quantised, served)(settings.options())
             try:
                 tokenizer = load_tokenizer(model.path)
                 frame = scripts.generate_scripts(
@@ -95,12 +101,12 @@ def _write_scripts(
 
 
 def _with_errors(store: ArtifactStore, key: str, plan: dict[str, Any]) -> Artifact | None:
-    """The scripts in force when they were made by the same recipe and some rows ended in an error, which are tried again."""
+    """The scripts in force when they were made by the same recipe and some rows ended in an error that may pass."""
     try:
         artifact = store.open(key)
     except ArtifactError:  # none yet, or a damaged one, which is written again anyway
         return None
-    return artifact if artifact.recipe == plan and "error" in artifact.facts["by_finish_reason"] else None
+    return artifact if artifact.recipe == plan and artifact.facts["retryable_errors"] else None
 
 
 def _engine_name(asked: str | None, quantised: Artifact) -> str:
@@ -113,15 +119,20 @@ def _engine_name(asked: str | None, quantised: Artifact) -> str:
     return chosen
 
 
-def _opener(name: str, model: Artifact, quantised: Artifact) -> Callable[[EngineOptions], Engine]:
-    """What opens that engine; a server and its key come from the settings."""
+def _server(engine: str, model: str | None) -> dict[str, Any]:
+    """What a recipe holds of the server, where one is asked: another address or model is another result."""
+    return {"server": {"url": load_settings().server_url, "model": model}} if engine == REMOTE else {}
+
+
+def _opener(name: str, model: Artifact, quantised: Artifact, served: str | None) -> Callable[[EngineOptions], Engine]:
+    """What opens that engine; a server and its key come from the settings, and `served` is the model's name there."""
 
     def opened(options: EngineOptions) -> Engine:
         if name != REMOTE:
             return open_engine(name, model.path, quantised=quantised.path, options=options)
         settings = load_settings()
-        asked = replace(options, server_url=settings.server_url, server_model=settings.server_model)
         key = settings.server_api_key
+        asked = replace(options, server_url=settings.server_url, server_model=served)
         return open_engine(name, model.path, options=asked, api_key=key.get_secret_value() if key else None)
 
     return opened
@@ -146,9 +157,11 @@ def latency_report(config: LatencyForm, artifacts: Artifacts) -> dg.MaterializeR
         model, quantised, rows = store.open("merged_model"), store.open("quantised_model"), store.open("student_dataset")
         days = [store.open(f"teacher_scripts/{day}") for day in store.partitions("teacher_scripts")]
         settings, name = from_form(config, latency.LatencyConfig), _engine_name(config.engine, quantised)
+        served = load_settings().server_model
 
         def write(draft: Draft) -> dict[str, Any]:
-            measured = latency.measure_latency(rows.path, load_tokenizer(model.path), _opener(name, model, quantised), settings)
+            opener = _opener(name, model, quantised, served)
+            measured = latency.measure_latency(rows.path, load_tokenizer(model.path), opener, settings)
             generation = {
                 "student": scripts.read_scripts_csv(student.path),
                 "base": scripts.read_scripts_csv(base.path),
@@ -157,7 +170,7 @@ def latency_report(config: LatencyForm, artifacts: Artifacts) -> dg.MaterializeR
             return latency.latency_report(measured, generation, taught, draft.path, settings)
 
         inputs = [student, base, model, quantised, rows, *days]
-        plan = recipe("2", {**config.values(), "engine": name}, inputs, timed_on=hardware())
+        plan = recipe("2", {**config.values(), "engine": name}, inputs, timed_on=hardware(), **_server(name, served))
         artifact = store.publish("latency_report", plan, write, force=config.force)
     return materialized(artifact)
 
@@ -173,21 +186,23 @@ def script_quality_report(config: QualityForm, artifacts: Artifacts, vertex: Ver
 
         def write(draft: Draft) -> dict[str, Any]:
             tuned, untuned = scripts.read_scripts_csv(student.path), scripts.read_scripts_csv(base.path)
-            scripts.write_scripts_csv(scripts.side_by_side(tuned, untuned), draft.path)
-            ask = _judge(judge, vertex, draft.scratch) if judge is not None else None
+            both = [frame[frame["split"].isin(settings.splits)] for frame in (tuned, untuned)]
+            scripts.write_scripts_csv(scripts.side_by_side(*both), draft.path)
+            ask = _judge(judge, vertex, store.cache) if judge is not None else None
             return quality.quality_report(tuned, untuned, draft.path, settings, original=original, ask=ask)
 
         outputs = None if original is None else file_fingerprint(original)
-        plan = recipe("2", config.values(), [student, base], judge=judge, original_outputs=outputs)
+        models = quality.measuring_models(settings)
+        plan = recipe("2", config.values(), [student, base], judge=judge, original_outputs=outputs, models=models)
         artifact = store.publish("script_quality_report", plan, write, force=config.force)
     return materialized(artifact)
 
 
-def _judge(model: str, vertex: VertexAI, scratch: Path) -> Callable[[str], str]:
-    """The paid teacher's model as the judge; its answers are kept in `scratch`, so that none is paid for twice."""
+def _judge(model: str, vertex: VertexAI, cache: Path) -> Callable[[str], str]:
+    """The paid teacher's model as the judge; its answers are kept in `cache`, so that no question is paid for twice."""
     from newsjuice_pipelines.podcast.judging.gemini_judge import gemini_judge
 
-    return gemini_judge(vertex.client_factory(), model, scratch / "judge.jsonl")
+    return gemini_judge(vertex.client_factory(), model, cache / "judge.jsonl")
 
 
 @dg.asset(deps=[latency_report, script_quality_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="2")
@@ -197,6 +212,7 @@ def podcast_decision(config: PodcastThresholdsForm, artifacts: Artifacts) -> dg.
     with permanent_failures():
         latencies, qualities = store.open("latency_report"), store.open("script_quality_report")
         thresholds = decision.load_thresholds(config.thresholds)
+        promotion.one_student(store, latencies, qualities)
 
         def write(draft: Draft) -> dict[str, Any]:
             verdict = decision.decide(

@@ -199,9 +199,21 @@ def evaluate_answers(reasons: Mapping[str, int]) -> CheckOutcome:
     return CheckOutcome(rows > 0 and errors == 0, sentence, {"finish_reasons": dict(reasons)})
 
 
+def evaluate_engines(student: Mapping[str, Any], base: Mapping[str, Any]) -> CheckOutcome:
+    """Whether student and base wrote their scripts on one engine in one precision, so that only training tells them apart."""
+    same = student == base
+    shown = [f"{one['engine']}{' in ' + one['precision'] if one['precision'] else ''}" for one in (student, base)]
+    sentence = f"Both were written by {shown[0]}." if same else f"The student was written by {shown[0]}, the base by {shown[1]}."
+    return CheckOutcome(same, sentence, {"student": dict(student), "base": dict(base)})
+
+
 def evaluate_verdict(facts: Mapping[str, Any]) -> CheckOutcome:
     """Red on "do not adopt"; the run itself goes on."""
-    open_criteria = [criterion["name"] for criterion in facts["criteria"] if criterion["status"] != "pass"]
+    open_criteria = [
+        criterion["name"]
+        for criterion in facts["criteria"]
+        if criterion["status"] == "fail" or (criterion["status"] != "pass" and criterion.get("required") != "if measured")
+    ]
     sentence = f"Decision: {facts['decision']}."
     if open_criteria:
         sentence += f" Not passed: {', '.join(open_criteria)}."
@@ -277,6 +289,22 @@ def base_answers_every_row(artifacts: Artifacts) -> dg.AssetCheckResult:
     return as_result(evaluate_answers(artifacts.store().open("base_scripts").facts["by_finish_reason"]), warn_only=True)
 
 
+@dg.asset_check(asset="script_quality_report", additional_deps=["student_scripts", "base_scripts"])
+def student_and_base_ran_alike(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """Student and base wrote their scripts on one engine, in one precision."""
+    store = artifacts.store()
+
+    def ran(key: str, quantised_key: str) -> dict[str, Any]:
+        recipe = store.open(key, report.recipe["inputs"][key]).recipe
+        engine = recipe["config"]["engine"]
+        quantised = store.open(quantised_key, recipe["inputs"][quantised_key]) if engine == "openvino" else None
+        return {"engine": engine, "precision": quantised.facts["precision"] if quantised else None}
+
+    report = store.open("script_quality_report")
+    outcome = evaluate_engines(ran("student_scripts", "quantised_model"), ran("base_scripts", "quantised_base"))
+    return as_result(outcome, warn_only=True)
+
+
 @dg.asset_check(asset="podcast_decision")
 def student_is_worth_adopting(artifacts: Artifacts) -> dg.AssetCheckResult:
     """The verdict of the decision: a warning when it is "do not adopt"."""
@@ -293,5 +321,6 @@ PODCAST_CHECKS = [
     quantised_base_gate,
     student_answers_every_row,
     base_answers_every_row,
+    student_and_base_ran_alike,
     student_is_worth_adopting,
 ]

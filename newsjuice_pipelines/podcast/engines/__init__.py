@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import json
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -84,7 +85,8 @@ class EngineOptions:
     concurrent_requests: int | None = None
     """Requests that run at once; None is the engine's default."""
     prompt_lookup_tokens: int = 0
-    """Tokens guessed ahead from the prompt and checked in one pass (the text stays the same); 0 switches it off."""
+    """Tokens guessed ahead from the prompt and checked in one pass, which keeps the text, but for rounding where weights are
+    quantised; 0 switches it off."""
     prefix_cache: bool = False
     """Keep what requests share at the beginning of their prompts, such as an instruction, instead of reading it each time."""
     temperature: float = 0.0
@@ -103,10 +105,12 @@ class EngineOptions:
             raise EngineError(f"concurrent_requests is {self.concurrent_requests}: it must be at least 1.")
         if self.prompt_lookup_tokens < 0:
             raise EngineError(f"prompt_lookup_tokens is {self.prompt_lookup_tokens}: it must be at least 0.")
-        if self.temperature < 0:
-            raise EngineError(f"temperature is {self.temperature}: it must be at least 0.")
-        if self.repetition_penalty <= 0:
-            raise EngineError(f"repetition_penalty is {self.repetition_penalty}: it must be above 0; 1 switches it off.")
+        if not 0 <= self.temperature < math.inf:
+            raise EngineError(f"temperature is {self.temperature}: it must be a number of at least 0.")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise EngineError(f"repetition_penalty is {self.repetition_penalty}: it must be a number above 0; 1 switches it off.")
+        if not 0 <= self.seed < 2**32:
+            raise EngineError(f"seed is {self.seed}: it must be at least 0 and below 2**32.")
 
 
 @dataclass(frozen=True)
@@ -188,9 +192,12 @@ def default_engine(device: str, quantised: Path | None) -> tuple[str, str]:
         return "transformers", "the default on a CPU without a quantised model"
     if importlib.util.find_spec("openvino_genai") is None:
         return "transformers", "the extra cpu-engine is not installed"
-    gate = json.loads((quantised / GATE_FILE).read_text(encoding="utf-8"))
-    if not gate["passed"]:
-        return "transformers", f"the quantised model's gate {'failed' if gate['passed'] is False else 'was not measured'}"
+    try:
+        passed = json.loads((quantised / GATE_FILE).read_text(encoding="utf-8"))["passed"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "transformers", "the quantised model has no readable gate"
+    if passed is not True:
+        return "transformers", f"the quantised model's gate {'failed' if passed is False else 'was not measured'}"
     return QUANTISED, "the default on a CPU"
 
 

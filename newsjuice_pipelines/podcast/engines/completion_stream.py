@@ -5,9 +5,13 @@ What the answers mean for a request is `openai_server.py`.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
+import threading
+import weakref
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -38,25 +42,57 @@ class Problem:
     retry_after_s: float | None = None
 
 
+@dataclass(frozen=True)
+class Connections:
+    """The open connections of a client, which another thread can break off: a read waits for `SILENCE_S` otherwise."""
+
+    _sockets: weakref.WeakSet[socket.socket] = field(default_factory=weakref.WeakSet)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def break_off(self) -> None:
+        """End whatever is being read or written."""
+        with self._lock:
+            for one in self._sockets:
+                with contextlib.suppress(OSError):  # closed already
+                    socket.socket.shutdown(one, socket.SHUT_RDWR)  # of the connection below, when it is encrypted
+
+    def watch(self, stopped: threading.Event | None = None) -> dict[str, Any]:
+        """The extensions of a request, which note its connection, and end it when `stopped` is set before it is read."""
+
+        def trace(event: str, info: dict[str, Any]) -> None:
+            if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+                with self._lock:
+                    self._sockets.add(info["return_value"].get_extra_info("socket"))
+            elif event.endswith("receive_response_headers.started") and stopped is not None and stopped.is_set():
+                self.break_off()
+
+        return {"trace": trace}
+
+
 def http_client(url: str | None, api_key: str | None, connections: int) -> tuple[Any, str]:
     """A client for the server at `url` and the address to show for it.
 
     Raises:
-        EngineError: the URL is missing, is not http(s), or carries a secret.
+        EngineError: the URL is missing, is none, is not http(s), or carries a secret.
     """
     import httpx
 
     if not url:
         raise EngineError("the vllm engine needs the address of a server: set server_url, such as http://127.0.0.1:8000/v1.")
-    parts = urlsplit(url.strip())
-    if parts.username or parts.password or parts.query or parts.fragment:
+    if set("@?#") & set(url):  # not only where they are in place: it is not shown then
         raise EngineError("server_url holds a user, a password or a query: give the plain address, and the key as the API key.")
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise EngineError(f"server_url is {url!r}: it must be an http or https address, such as http://127.0.0.1:8000/v1.")
     api_key = (api_key or "").strip()
     if not (api_key.isascii() and api_key.isprintable()):
         raise EngineError("the server's API key has characters that no header may hold: set NEWSJUICE_SERVER_API_KEY anew.")
     address = url.strip().rstrip("/")
+    try:
+        parts = urlsplit(address)
+        sound = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        httpx.URL(address)
+    except (ValueError, httpx.InvalidURL):
+        sound = False
+    if not sound:
+        raise EngineError(f"server_url is {url!r}: it must be an http or https address, such as http://127.0.0.1:8000/v1.")
     client = httpx.Client(
         base_url=f"{address}/",
         headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -66,7 +102,7 @@ def http_client(url: str | None, api_key: str | None, connections: int) -> tuple
     return client, address
 
 
-def served_models(client: Any, address: str) -> dict[str, int | None]:
+def served_models(client: Any, address: str, connections: Connections) -> dict[str, int | None]:
     """The models that the server at `address` offers, with the context in tokens of those that tell it (as vLLM does).
 
     Raises:
@@ -75,8 +111,8 @@ def served_models(client: Any, address: str) -> dict[str, int | None]:
     import httpx
 
     try:
-        response = client.get("models", timeout=CONNECT_S)
-    except httpx.TransportError as error:
+        response = client.get("models", timeout=CONNECT_S, extensions=connections.watch())
+    except (httpx.TransportError, UnicodeError) as error:  # the latter from a host name that none can be
         raise EngineError(
             f"no server answers at {address} ({type(error).__name__}: {error}): start it, or correct server_url."
         ) from error
@@ -95,27 +131,27 @@ def served_models(client: Any, address: str) -> dict[str, int | None]:
     return {name: length if isinstance(length, int) else None for name, length in models.items()}
 
 
-def completion_events(client: Any, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def completion_events(client: Any, body: dict[str, Any], extensions: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The choices of a streamed completion, piece by piece.
 
     Raises:
         ServerError: the server refuses, or sends an error or something unreadable in the middle.
         httpx.TransportError: the connection fails.
     """
-    with client.stream("POST", "completions", json=body) as response:
+    with client.stream("POST", "completions", json=body, extensions=extensions) as response:
         if response.status_code != 200:
             response.read()
             status = response.status_code
             raise ServerError(
-                f"HTTP {status}: {_message(response.text)}",
+                f"HTTP {status}: {_message(response.text, client)}",
                 status=status,
                 passing=status == 429 or status >= 500,
                 retry_after_s=_seconds(response.headers.get("Retry-After")),
             )
         for data in _server_sent(response.iter_bytes()):
-            event = _event(data)
+            event = _event(data, client)
             if "error" in event:
-                raise ServerError(f"the server broke off: {_message(data)}", passing=True)
+                raise ServerError(f"the server broke off: {_message(data, client)}", passing=True)
             yield from event["choices"][:1]  # none in the last event of some servers, which counts tokens
 
 
@@ -128,8 +164,18 @@ def problem_of(error: Exception, client: Any) -> Problem:
         text, passing, retry_after_s = str(error), error.passing, error.retry_after_s
     elif isinstance(error, httpx.TransportError):
         text, passing = f"the connection failed ({text})", True
+    return Problem(without_key(text, client), passing, retry_after_s)
+
+
+def without_key(text: str, client: Any) -> str:
+    """A text of the server without the client's key. To be taken out before the text is cut, which may leave half of a key."""
     key = client.headers.get("Authorization", "").removeprefix("Bearer ")
-    return Problem(text.replace(key, "***") if key else text, passing, retry_after_s)
+    return text.replace(key, "***") if key else text
+
+
+def well_formed(text: str) -> str:
+    """The text with U+FFFD for halves of a surrogate pair, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _server_sent(pieces: Iterator[bytes]) -> Iterator[str]:
@@ -145,7 +191,7 @@ def _server_sent(pieces: Iterator[bytes]) -> Iterator[str]:
                 yield data
 
 
-def _event(data: str) -> dict[str, Any]:
+def _event(data: str, client: Any) -> dict[str, Any]:
     """A piece of the stream, checked: it comes from outside."""
     try:
         event: dict[str, Any] = json.loads(data)
@@ -157,11 +203,11 @@ def _event(data: str) -> dict[str, Any]:
     except (ValueError, TypeError, AttributeError):
         sound = False
     if not sound:
-        raise ServerError(f"the server sent something unreadable: {data[:80]!r}")
+        raise ServerError(f"the server sent something unreadable: {without_key(data, client)[:80]!r}")
     return event
 
 
-def _message(text: str) -> str:
+def _message(text: str, client: Any) -> str:
     """The server's own words in an error body, short and on one line."""
     try:
         found = json.loads(text)
@@ -169,7 +215,7 @@ def _message(text: str) -> str:
         text = str(found.get("message", found)) if isinstance(found, dict) else str(found)
     except (ValueError, AttributeError):
         pass  # not JSON: the text itself
-    return " ".join(text.split())[:SHOWN_CHARACTERS]
+    return " ".join(without_key(well_formed(text), client).split())[:SHOWN_CHARACTERS]
 
 
 def _seconds(value: str | None) -> float | None:

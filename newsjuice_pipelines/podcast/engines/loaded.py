@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from newsjuice_pipelines.podcast.engines import EngineError, EngineOptions, Request, Result
 from newsjuice_pipelines.podcast.training.base_model import load_model, load_tokenizer
@@ -25,6 +26,25 @@ ALTERING_SETTINGS: dict[str, tuple[Any, ...]] = {
     "forced_eos_token_id": (None,),
     "sequence_bias": (None,),
 }
+
+
+Item = TypeVar("Item")
+
+
+def most_tokens(request: Request) -> int:
+    """Tokens of a request in and out, at most."""
+    return len(request.tokens) + request.max_new_tokens
+
+
+def of_like_length(items: Iterable[Item], tokens: Callable[[Item], int]) -> list[list[Item]]:
+    """The items in groups, the shortest first, in none of which one has more than twice the tokens of another."""
+    groups: list[list[Item]] = []
+    for item in sorted(items, key=tokens):
+        if groups and tokens(item) <= 2 * tokens(groups[-1][0]):
+            groups[-1].append(item)
+        else:
+            groups.append([item])
+    return groups
 
 
 def refuse_altering_settings(own: Any, path: Path) -> None:

@@ -16,11 +16,14 @@ from typing import Any
 
 from newsjuice_pipelines.podcast.engines import Capabilities, EngineError, EngineOptions, Request, Result, refuse_ignored
 from newsjuice_pipelines.podcast.engines.completion_stream import (
+    Connections,
     ServerError,
     completion_events,
     http_client,
     problem_of,
     served_models,
+    well_formed,
+    without_key,
 )
 from newsjuice_pipelines.podcast.engines.loaded import LoadedModel
 from newsjuice_pipelines.runtime.devices import Device
@@ -54,9 +57,11 @@ class OpenAIServerEngine:
         refuse_ignored("vllm", options, HEEDED)
         self._loaded = LoadedModel.without_weights(model, Device("server", "", "as served"))
         self._concurrent = options.concurrent_requests or CONCURRENT_REQUESTS
+        self._connections = Connections()
         self._client, self._address = http_client(options.server_url, api_key, self._concurrent)
         try:
-            served, context_tokens = _choose(served_models(self._client, self._address), options.server_model, self._address)
+            models = served_models(self._client, self._address, self._connections)
+            served, context_tokens = _choose(models, options.server_model, self._address)
         except BaseException:
             self._client.close()
             raise
@@ -75,7 +80,7 @@ class OpenAIServerEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Result]:
         """Answer the requests in the order of their completion."""
-        stopped = threading.Event()
+        stopped, done = threading.Event(), False
         pool = ThreadPoolExecutor(self._concurrent, thread_name_prefix="newsjuice-server")
         try:
             refused = {position: self._loaded.unanswerable(request) for position, request in enumerate(requests)}
@@ -87,8 +92,13 @@ class OpenAIServerEngine:
             yield from (result for result in refused.values() if result is not None)
             for future in as_completed(asked):
                 yield self._result(asked[future], future.result())
+            done = True
         finally:
             stopped.set()
+            if not done:
+                # Whoever stops reading early does not wait for a silent server. Should another call be under way, its
+                # requests are sent once more.
+                self._connections.break_off()
             pool.shutdown(cancel_futures=True)
 
     def close(self) -> None:
@@ -129,21 +139,22 @@ class OpenAIServerEngine:
 
     def _read(self, body: dict[str, Any], stopped: threading.Event) -> _Answer:
         answer = _Answer(time.perf_counter())
-        for choice in completion_events(self._client, body):
+        for choice in completion_events(self._client, body, self._connections.watch(stopped)):
             if stopped.is_set():
                 break
             answer.add(choice)
         answer.finished_at = time.perf_counter()
         if answer.finish_reason not in ("stop", "length"):
             passing = answer.finish_reason is None
-            raise ServerError(f"the answer broke off (finish reason {str(answer.finish_reason)[:40]!r})", passing=passing)
+            reason = without_key(str(answer.finish_reason), self._client)[:40]
+            raise ServerError(f"the answer broke off (finish reason {reason!r})", passing=passing)
         return answer
 
     def _result(self, request: Request, answer: _Answer | str) -> Result:
         loaded = self._loaded
         if isinstance(answer, str):
             return loaded.failure(request, len(request.tokens), answer)
-        text = "".join(answer.text)
+        text = well_formed("".join(answer.text))
         for token in loaded.tokenizer.convert_ids_to_tokens(loaded.end_ids):
             text = text.removesuffix(token)
         tokens = answer.tokens or loaded.tokenizer(text, add_special_tokens=False)["input_ids"]

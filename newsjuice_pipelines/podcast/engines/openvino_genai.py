@@ -13,7 +13,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from newsjuice_pipelines.podcast.engines import (
     Result,
     refuse_ignored,
 )
-from newsjuice_pipelines.podcast.engines.loaded import LoadedModel
+from newsjuice_pipelines.podcast.engines.loaded import LoadedModel, most_tokens, of_like_length
 from newsjuice_pipelines.podcast.quantising.gguf_export import FILES
 from newsjuice_pipelines.runtime.devices import Device
 from newsjuice_pipelines.runtime.provenance import file_fingerprint
@@ -36,9 +36,10 @@ logger = logging.getLogger("newsjuice.engines")
 
 HEEDED = ("concurrent_requests", "prompt_lookup_tokens", "prefix_cache", "temperature", "seed", "repetition_penalty")
 CONCURRENT_REQUESTS = 8
+ATTEMPTS = 2
 BLOCK_TOKENS = 32  # of OpenVINO's cache on a CPU
 STEP_TOKENS = 2048
-# The cache is laid out when the model is loaded, and once more when a longer request comes.
+# The cache is laid out when the model is loaded, and once more when longer requests come.
 FIRST_CACHE_TOKENS = 1024
 LOOKUP_NGRAM_TOKENS = 3
 
@@ -48,14 +49,20 @@ class _Running:
     """A request that is being answered among others."""
 
     request: Request
-    handle: Any
     started: float
+    handle: Any = None
     tokens: list[int] = field(default_factory=list)
     ttft_s: float | None = None
 
 
+class _NotLoadedError(Exception):
+    """OpenVINO cannot load the model."""
+
+
 class OpenvinoEngine:
     """Runs several requests at once, or one after another when told so, which is faster for a single one.
+
+    When OpenVINO fails, the requests that were running are run once more, one at a time, then reported as errors.
 
     With `prompt_lookup_tokens` it guesses the next tokens from the prompt and checks them in one pass. Each of these ways
     rounds a little differently, so that two equally likely tokens may change places; with weights in float16 they agree.
@@ -90,12 +97,12 @@ class OpenvinoEngine:
         self._genai = _import_genai()
         self._file, self._precision = _gguf_file(model)
         self._loaded = LoadedModel.without_weights(model, device)
-        self._cache_tokens = 0
+        self._cache_blocks = 0
         self._numbers = 0  # request numbers are never used twice
         try:
-            self._open(min(FIRST_CACHE_TOKENS, self._loaded.context_tokens))
-        except RuntimeError as error:  # the one type that OpenVINO raises
-            raise EngineError(f"OpenVINO cannot read {self._file} ({_first_line(error)}): {_AGAIN}.") from error
+            self._open([min(FIRST_CACHE_TOKENS, self._loaded.context_tokens)] * self._concurrent)
+        except _NotLoadedError as error:
+            raise EngineError(f"OpenVINO cannot read {self._file} ({error}): {_AGAIN}.") from error
 
     def capabilities(self) -> Capabilities:
         """What this engine is and can do."""
@@ -113,105 +120,137 @@ class OpenvinoEngine:
                 yield refused
             else:
                 todo.append(request)
-        if not todo:
-            return
-        try:
-            self._open(max(len(request.tokens) + request.max_new_tokens for request in todo))
-        except RuntimeError as error:
-            why = f"OpenVINO cannot make room for {self._concurrent} requests at once ({_first_line(error)}): ask for fewer"
-            yield from (self._failure(request, why) for request in todo)
-            return
-        if self._concurrent == 1:
-            yield from (self._answer(request) for request in todo)
-        else:
-            yield from self._answer_together(todo)
+        parts = [(todo, self._concurrent, ATTEMPTS)] if todo else []
+        while parts:
+            requests, places, attempts = parts.pop(0)
+            waiting = deque(requests)
+            try:
+                lost, why = yield from self._run(waiting, places)
+            except _NotLoadedError as error:
+                unanswered = [*requests, *(request for part in parts for request in part[0])]
+                yield from (self._failure(request, f"OpenVINO cannot load the model: {error}") for request in unanswered)
+                return
+            if attempts == 1:
+                yield from (self._failure(request, f"OpenVINO failed: {why}") for request in lost)
+                continue
+            if lost:
+                logger.warning("OpenVINO failed (%s): %d requests are run once more, one at a time", why, len(lost))
+            # The shortest first, so that a request too long for the memory takes no room while others run.
+            alone = [([request], 1, attempts - 1) for request in sorted(lost, key=most_tokens)]
+            parts = [*alone, *((alike, places, attempts) for alike in of_like_length(waiting, most_tokens)), *parts]
 
     def close(self) -> None:
         """Free the model's memory."""
         self._loaded.model = None
         gc.collect()
 
-    def _open(self, longest_tokens: int) -> None:
-        """Load the model, unless it is there with a cache that holds enough requests of `longest_tokens`."""
+    def _open(self, tokens: Iterable[int]) -> None:
+        """Load the model, unless it is there with a cache for requests of so many `tokens` at once.
+
+        Raises:
+            _NotLoadedError: it cannot be loaded.
+        """
         loaded = self._loaded
-        single = self._concurrent == 1
-        grows = not single or self._options.prefix_cache
-        if loaded.model is not None and (not grows or longest_tokens <= self._cache_tokens):
+        # What prompt lookup guesses stands in the cache until it is checked.
+        blocks = sorted(math.ceil((count + self._options.prompt_lookup_tokens) / BLOCK_TOKENS) + 1 for count in tokens)
+        needed = sum(blocks) + (blocks[-1] if self._options.prefix_cache else 0)  # room for what is kept
+        if loaded.model is not None and (self._plain or needed <= self._cache_blocks):
             return
         import torch
 
         loaded.model = None  # before the next one takes its memory
         started = time.perf_counter()
         threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads()}
-        if single:
-            # The plain attention is faster for one request; prompt lookup and prefixes exist with the other one only.
-            way: dict[str, Any] = {"prompt_lookup": True} if self._options.prompt_lookup_tokens else {}
-            if self._options.prefix_cache:
-                way["scheduler_config"] = self._scheduler(longest_tokens)
-            elif not way:
-                way["ATTENTION_BACKEND"] = "SDPA"
-            loaded.model = self._genai.LLMPipeline(str(self._file), "CPU", **way, **threads)
-        else:
-            loaded.model = self._genai.ContinuousBatchingPipeline(
-                str(self._file), self._scheduler(longest_tokens), "CPU", threads
-            )
-        self._cache_tokens = longest_tokens
+        try:
+            if self._plain:
+                way: dict[str, Any] = {"ATTENTION_BACKEND": "SDPA"}
+                loaded.model = self._genai.LLMPipeline(str(self._file), "CPU", **way, **threads)
+            elif self._concurrent == 1:
+                way = {"prompt_lookup": True} if self._options.prompt_lookup_tokens else {}
+                way["scheduler_config"] = self._scheduler(needed)
+                loaded.model = self._genai.LLMPipeline(str(self._file), "CPU", **way, **threads)
+            else:
+                loaded.model = self._genai.ContinuousBatchingPipeline(str(self._file), self._scheduler(needed), "CPU", threads)
+        except RuntimeError as error:  # the one type that OpenVINO raises
+            raise _NotLoadedError(_first_line(error)) from error
+        self._cache_blocks = needed
         logger.info("loaded %s in %.1f s", self._file.name, time.perf_counter() - started)
 
-    def _scheduler(self, longest_tokens: int) -> Any:
-        """A cache for as many requests of `longest_tokens` as run at once; with kept prefixes, for one more."""
+    @property
+    def _plain(self) -> bool:
+        """Whether the plain attention serves, which is faster for one request; the other one has prompt lookup and prefixes."""
+        return self._concurrent == 1 and not self._options.prompt_lookup_tokens and not self._options.prefix_cache
+
+    def _scheduler(self, blocks: int) -> Any:
+        # Given for prompt lookup too: without one, OpenVINO would keep prefixes unasked.
         scheduler = self._genai.SchedulerConfig()
-        places = self._concurrent + self._options.prefix_cache
-        scheduler.num_kv_blocks = places * (math.ceil(longest_tokens / BLOCK_TOKENS) + 1)
+        scheduler.num_kv_blocks = blocks
         scheduler.max_num_seqs = self._concurrent
         scheduler.max_num_batched_tokens = STEP_TOKENS
         scheduler.enable_prefix_caching = self._options.prefix_cache
         return scheduler
 
-    def _answer(self, request: Request) -> Result:
-        clock = _first_token_clock(self._genai)
-        started = time.perf_counter()
-        try:
-            found = self._loaded.model.generate(self._inputs(request), self._decoding(request), clock)
-        except RuntimeError as error:
-            return self._failure(request, f"OpenVINO failed: {_first_line(error)}")
-        latency_s = time.perf_counter() - started
-        ttft_s = None if clock.first_token_at is None else clock.first_token_at - started
-        return self._loaded.answer(request, len(request.tokens), list(found.tokens[0]), ttft_s, latency_s)
+    def _run(self, waiting: deque[Request], places: int) -> Generator[Result, None, tuple[list[Request], str]]:
+        """Answer `waiting`, so many at once, until done or until OpenVINO fails: then say which requests were lost, and why.
 
-    def _answer_together(self, requests: Sequence[Request]) -> Iterator[Result]:
-        """Keep as many requests running as there are places, since the scheduler itself would start all of them."""
-        waiting, running = deque(requests), list[_Running]()
+        Those that had not begun are left in `waiting`.
+
+        Raises:
+            _NotLoadedError: the model cannot be loaded.
+        """
+        self._open(sorted(map(most_tokens, waiting))[-places:])
+        running: list[_Running] = []
         pipeline = self._loaded.model
         try:
             while waiting or running:
-                while waiting and len(running) < self._concurrent:
-                    running.append(self._start(pipeline, waiting.popleft()))
                 try:
-                    pipeline.step()
+                    results = self._step(pipeline, waiting, running, places)
                 except RuntimeError as error:
                     # What is left in the pipeline is unknown: it is not used again.
                     self._loaded.model = None
-                    lost, running = [*(one.request for one in running), *waiting], []
-                    waiting.clear()
-                    yield from (self._failure(request, f"OpenVINO failed: {_first_line(error)}") for request in lost)
-                    return
-                ended = [one for one in running if self._read(one)]
-                if not ended and not pipeline.has_non_finished_requests():
-                    ended = running
-                running = [one for one in running if one not in ended]
-                yield from map(self._result, ended)
+                    lost = [one.request for one in running]
+                    running.clear()
+                    return lost, _first_line(error)
+                yield from results
         finally:
             # A caller that stops early leaves requests behind, which must not run on beside the next ones.
-            for one in running:
+            begun = [one for one in running if one.handle is not None]
+            for one in begun:
                 one.handle.stop()
-            if running and pipeline.has_non_finished_requests():
+            if begun and pipeline.has_non_finished_requests():
                 pipeline.step()
+        return [], ""
 
-    def _start(self, pipeline: Any, request: Request) -> _Running:
-        self._numbers += 1
+    def _step(self, pipeline: Any, waiting: deque[Request], running: list[_Running], places: int) -> list[Result]:
+        """Let `running` go on by a token, joined by some of `waiting` where places are free; the results of those that ended.
+
+        The pipeline for one request at a time gives its whole answer.
+        """
+        if self._concurrent == 1:
+            running.append(_Running(waiting.popleft(), time.perf_counter()))
+            result = self._answer(pipeline, running[0].request)
+            running.clear()
+            return [result]
+        # No more than there are places, since the scheduler itself would start all of them.
+        while waiting and len(running) < places:
+            self._numbers += 1
+            running.append(_Running(waiting.popleft(), time.perf_counter()))
+            request = running[-1].request
+            running[-1].handle = pipeline.add_request(self._numbers, self._ids(request), self._decoding(request))
+        pipeline.step()
+        ended = [one for one in running if self._read(one)]
+        if not ended and not pipeline.has_non_finished_requests():
+            ended = running[:]
+        running[:] = [one for one in running if one not in ended]
+        return [self._result(one) for one in ended]
+
+    def _answer(self, pipeline: Any, request: Request) -> Result:
+        clock = _first_token_clock(self._genai)
         started = time.perf_counter()
-        return _Running(request, pipeline.add_request(self._numbers, self._ids(request), self._decoding(request)), started)
+        found = pipeline.generate(self._inputs(request), self._decoding(request), clock)
+        latency_s = time.perf_counter() - started
+        ttft_s = None if clock.first_token_at is None else clock.first_token_at - started
+        return self._loaded.answer(request, len(request.tokens), list(found.tokens[0]), ttft_s, latency_s)
 
     def _read(self, one: _Running) -> bool:
         """Take over the new tokens of a request; True when it has ended."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from newsjuice_pipelines.podcast.engines import Capabilities, EngineError, EngineOptions, Request, Result, refuse_ignored
-from newsjuice_pipelines.podcast.engines.loaded import LoadedModel
+from newsjuice_pipelines.podcast.engines.loaded import LoadedModel, most_tokens, of_like_length
 from newsjuice_pipelines.runtime.devices import Device
 
 logger = logging.getLogger("newsjuice.engines")
@@ -67,16 +67,20 @@ class TransformersBatchEngine:
         for attempt in range(ATTEMPTS):
             if not waiting:
                 return
+            passes = [(list(waiting), self._concurrent)]
             if attempt:
+                # As the memory is what most often fails. The longest apart, since all pay for the room that they take.
+                groups = of_like_length(waiting, lambda number: most_tokens(waiting[number]))
+                passes = [(numbers, max(1, min(self._concurrent, len(numbers)) // 2)) for numbers in groups]
                 logger.warning("%d requests failed or got lost and are run once more, half as many at once", len(waiting))
                 loaded.free_scratch()
-            # A copy, as what is done is removed here. Fewer at once, as the memory is what most often fails.
-            for number, output in self._run(dict(waiting), max(1, self._concurrent >> attempt)):
-                if output.error is not None:
-                    errors[number] = str(output.error)
-                    continue
-                request = waiting.pop(number)
-                yield loaded.answer(request, len(request.tokens), list(output.generated_tokens), *_times(output))
+            for numbers, concurrent in passes:
+                for number, output in self._run({number: waiting[number] for number in numbers}, concurrent):
+                    if output.error is not None:
+                        errors[number] = str(output.error)
+                        continue
+                    request = waiting.pop(number)
+                    yield loaded.answer(request, len(request.tokens), list(output.generated_tokens), *_times(output))
         for number, request in waiting.items():
             yield loaded.failure(request, len(request.tokens), errors.get(number, "the batch ended without an answer"))
         if waiting:
@@ -89,7 +93,7 @@ class TransformersBatchEngine:
 
     def _run(self, todo: Mapping[str, Request], concurrent: int) -> Iterator[tuple[str, Any]]:
         """Outputs of one pass over the requests `todo`; lost ones give none."""
-        sizes = _Sizes(min(concurrent, len(todo)), max(len(request.tokens) + request.max_new_tokens for request in todo.values()))
+        sizes = self._sizes(todo, concurrent)
         if self._busy:
             raise EngineError("the transformers engine is still at an earlier call: read its results to the end, or close them.")
         answered, done = 0, False
@@ -133,7 +137,7 @@ class TransformersBatchEngine:
         import torch
 
         kept, model = self._kept, self._loaded.model
-        if kept is None or not sizes.places <= kept.places <= concurrent or kept.longest_tokens < sizes.longest_tokens:
+        if kept is None or not sizes.places <= kept.places <= concurrent or kept.pages < sizes.pages:
             self._forget_manager()
             kept = sizes
         with torch.no_grad():
@@ -143,6 +147,13 @@ class TransformersBatchEngine:
         self._kept = kept
         return manager
 
+    def _sizes(self, todo: Mapping[str, Request], concurrent: int) -> _Sizes:
+        places = min(concurrent, len(todo))
+        if self._loaded.device.type != "cpu":
+            return _Sizes(places, 0)
+        longest = sorted(map(most_tokens, todo.values()))[-places:]
+        return _Sizes(places, sum(math.ceil(tokens / PAGE_TOKENS) + 1 for tokens in longest))
+
     def _configuration(self, sizes: _Sizes) -> Any:
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
@@ -150,7 +161,7 @@ class TransformersBatchEngine:
         if self._loaded.device.type == "cpu":
             settings |= {
                 "page_size": PAGE_TOKENS,
-                "num_blocks": sizes.places * (math.ceil(sizes.longest_tokens / PAGE_TOKENS) + 1),
+                "num_blocks": sizes.pages,
                 "max_batch_tokens": CPU_STEP_TOKENS,
                 "allow_block_sharing": False,
             }
@@ -165,10 +176,10 @@ class TransformersBatchEngine:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What a manager has room for: so many requests at once, each with so many tokens in and out."""
+    """What a manager has room for: so many requests at once, and so many pages of cache (0 on a GPU, which sizes it itself)."""
 
     places: int
-    longest_tokens: int
+    pages: int
 
 
 def _finished(manager: Any, pending: set[str]) -> Iterator[Any]:

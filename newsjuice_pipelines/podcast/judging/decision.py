@@ -127,9 +127,9 @@ def write_decision(decision: Mapping[str, Any], out: Path) -> dict[str, Any]:
     changes = [
         f"- {cell(criterion['name'])}: {cell(criterion['change'])}"
         for criterion in decision["criteria"]
-        if criterion["name"] in decision["reasons"]
+        if criterion["change"] is not None
     ]
-    change = "\n".join(changes) if changes else "Nothing stands against it. The first criterion to fail again would."
+    change = "\n".join(changes) if changes else "Every criterion passes; the first one that fails again would."
     page = f"""# Decision on the student: {decision["decision"]}
 
 Thresholds {cell(decision["thresholds"])}. Every required criterion must pass, and one that was not measured does not; one
@@ -157,7 +157,8 @@ def _change(criterion: Mapping[str, Any], value: float | None, bound: str, limit
         return None
     if value is None or limit is None:
         return f"not measured; {criterion.get('to_measure', 'materialise the report that measures it')}"
-    return f"{value:.4g} must become {BOUNDS[bound]} {limit:.4g} ({abs(limit - value):.3g} {'more' if value < limit else 'less'})"
+    gap = f" ({abs(limit - value):.3g} {'more' if value < limit else 'less'})" if value != limit else ""
+    return f"{value:.4g} must become {BOUNDS[bound]} {limit:.4g}{gap}"
 
 
 def _limit_cell(criterion: Mapping[str, Any]) -> str:

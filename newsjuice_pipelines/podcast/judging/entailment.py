@@ -35,8 +35,9 @@ class EntailmentModel:
         """Load a folder in Hugging Face layout, or a hub id with its revision (`id@revision`), onto the best device.
 
         Raises:
-            EntailmentError: no such model, no safetensors weights, or no label that means entailment.
+            EntailmentError: no such model, no safetensors weights, damaged ones, or no label that means entailment.
         """
+        from safetensors import SafetensorError
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
         from newsjuice_pipelines.runtime.devices import best_device
@@ -51,7 +52,7 @@ class EntailmentModel:
         try:
             tokenizer = AutoTokenizer.from_pretrained(location, **options)
             model = AutoModelForSequenceClassification.from_pretrained(location, use_safetensors=True, **options)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise EntailmentError(
                 f"the entailment model {name!r} cannot be loaded ({str(error).splitlines()[0]}): give a folder with config, "
                 "tokenizer and model.safetensors, or a hub id with its revision as id@revision."
@@ -59,13 +60,17 @@ class EntailmentModel:
         label = entailment_label(model.config.id2label)
         return cls(tokenizer, model.to(best_device().type).eval(), label, _max_tokens(tokenizer, model.config))
 
-    def probabilities(self, article: str, sentences: Sequence[str]) -> list[float]:
+    def probabilities(self, article: str, sentences: Sequence[str]) -> list[float] | None:
         """For each sentence the probability of entailment by the window of the article that supports it best, 0 to 1.
+
+        None for an article without a token, which is no premise.
 
         A sentence that fills over half a window is none that the model can judge, and counts as not entailed.
         """
         import torch
 
+        if not self._tokens(article):
+            return None
         best = [0.0] * len(sentences)
         owners: list[int] = []
         encoded: list[dict[str, Any]] = []
@@ -81,8 +86,11 @@ class EntailmentModel:
                 best[number] = max(best[number], share)
         return best
 
+    def _tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+
     def _windows(self, article: str, sentence: str) -> list[dict[str, Any]]:
-        length = len(self.tokenizer(sentence, add_special_tokens=False, truncation=False, verbose=False)["input_ids"])
+        length = self._tokens(sentence)
         room = self.max_tokens - length - self.tokenizer.num_special_tokens_to_add(pair=True)
         if not length or length > self.max_tokens // 2 or room < 1:
             return []
@@ -124,12 +132,13 @@ def claims(script: str) -> list[str]:
 
 
 def entailed_shares(model: EntailmentModel, articles: Sequence[str], scripts: Sequence[str]) -> list[float | None]:
-    """The share of each script's claims that its article entails, 0 to 1; None for a script without a claim."""
+    """The share of each script's claims that its article entails, 0 to 1; None for no claim, or an empty article."""
     progress = Progress("entailment", len(scripts), "scripts")
     shares: list[float | None] = []
     for article, script in zip(articles, scripts, strict=True):
         asked = claims(script)
-        entailed = [probability >= ENTAILED_FROM for probability in model.probabilities(article, asked)]
+        probabilities = model.probabilities(article, asked) or []
+        entailed = [probability >= ENTAILED_FROM for probability in probabilities]
         shares.append(sum(entailed) / len(entailed) if entailed else None)
         progress.advance()
     return shares

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from difflib import SequenceMatcher
+from html import unescape
 
 from newsjuice_pipelines.podcast.judging.intervals import cluster_interval, summarise
 from newsjuice_pipelines.podcast.judging.loops import LOOP_RULES, loops, sequences, words
@@ -38,8 +39,24 @@ DISTINCT_WORDS = 2
 REPEAT_WORDS = 4
 QUOTATION_WORDS = 3
 
-# Quotation marks of three kinds; a straight or single one opens behind a space and closes before none of a word.
-_QUOTATION = re.compile(r"“([^“”]+)”|(?<![^\s(\[—–-])\"(?=\S)([^\"]+?)\"(?!\w)|(?<![^\s(\[—–-])‘([^‘]+?)’(?!\w)")
+# Every style of quotation marks as one pair: straight double ones, and for single ones `‘` or a straight one.
+_STYLES = (
+    (re.compile(r"(?<!\w)«[^\S\n]+"), '"'),  # French spaces inside, before the marks that need none
+    (re.compile(r"(?<=\S)[^\S\n]+»(?!\w)"), '"'),
+    (re.compile(r"[“”„‟«»＂〝〞〟]|``|''|‘‘|’’"), '"'),
+    (re.compile(r"[’＇]"), "'"),
+)
+# What may stand before a mark that opens. It closes before none of a word.
+_OPENS = r"(?<![^\s(\[—–:,\"'‘-])"
+# A single mark is mostly an apostrophe. It closes with a sign of punctuation or the end of the text beside it, and a straight
+# one opens before a word that is neither a year nor one of those that drop their beginning.
+_QUOTATION = re.compile(
+    rf"{_OPENS}\"(?=\S)([^\"]+)(?:(?<=[.,;:!?…])\"|\"(?!\w))"
+    rf"|{_OPENS}(?:‘|'(?=\w)(?!(?:\d\ds?|n|em|tis|twas|til|cause|bout)\b))"
+    r"((?:[^‘']|(?<!\s)'){1,500}?)"
+    r"(?:(?<=[.,;:!?…])'(?!\w)|'(?=[.,;:!?…)\]\"]|\s*\Z))",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True)
@@ -65,6 +82,9 @@ class ScriptMeasures:
     """Runs of five words that stand in the article / runs of five words."""
     longest_copied_words: int | None
     """Words of the longest run that stands in the article."""
+    has_names: bool | None
+    """Whether the script has names that can be looked for. A script without any says nothing that can be unsupported."""
+    has_numbers: bool | None
     names_supported: float | None
     """Capitalised names inside sentences whose words stand in the article. English only, as the next one."""
     numbers_supported: float | None
@@ -103,6 +123,8 @@ def measure_script(script: str, article: str | None = None, reference: str | Non
     spoken, form = words(script), script_form(script)
     source = None if article is None else words(article)
     english_article = None if form.not_english else article
+    names = None if english_article is None else name_support(script, english_article)
+    numbers = None if english_article is None else number_support(script, english_article)
     return ScriptMeasures(
         words=len(script.split()),
         **asdict(form),
@@ -110,8 +132,10 @@ def measure_script(script: str, article: str | None = None, reference: str | Non
         repeated_4=_repeated(spoken, REPEAT_WORDS),
         copied_5=None if source is None else _copied(spoken, source, COPY_WORDS),
         longest_copied_words=None if source is None else _longest_run(spoken, source),
-        names_supported=None if english_article is None else name_support(script, english_article).share,
-        numbers_supported=None if english_article is None else number_support(script, english_article).share,
+        has_names=None if names is None else names.found > 0,
+        has_numbers=None if numbers is None else numbers.found > 0,
+        names_supported=None if names is None else names.share,
+        numbers_supported=None if numbers is None else numbers.share,
         quotations_supported=None if article is None else quotation_support(script, article).share,
         rouge_l=None if reference is None else rouge_l(script, reference),
     )
@@ -122,11 +146,13 @@ def quotation_support(script: str, article: str) -> Support:
 
     Shorter quotations than `QUOTATION_WORDS` words are titles and nicknames and not looked at.
     """
-    texts = ("".join(filter(None, found)) for found in _QUOTATION.findall(script))
-    quoted = [(text, words(text)) for text in texts]
-    long = [(text, said) for text, said in quoted if len(said) >= QUOTATION_WORDS]
-    known = f" {' '.join(words(article))} " if long else ""
-    return Support(len(long), tuple(text for text, said in long if f" {' '.join(said)} " not in known))
+    text = unescape(script)
+    for style, mark in _STYLES:
+        text = style.sub(mark, text)
+    quoted = [(said, words(said)) for found in _QUOTATION.findall(text) for said in found if said]
+    long = [(said, spoken) for said, spoken in quoted if len(spoken) >= QUOTATION_WORDS]
+    known = f" {' '.join(words(unescape(article)))} " if long else ""
+    return Support(len(long), tuple(said for said, spoken in long if f" {' '.join(spoken)} " not in known))
 
 
 def lead_script(article: str, max_words: int = LEAD_WORDS) -> str:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("newsjuice.judge")
 
-MAX_OUTPUT_TOKENS = 512  # of one line, with room for thoughts that a model does not leave out
+MAX_OUTPUT_TOKENS = 512  # of one line, with room for the few thoughts of a model whose thinking is at its minimum
+MAX_THINKING_TOKENS = 4096  # where thinking cannot be switched down: thoughts count as output, and would leave none for the line
 TIMEOUT_S = 60
 WAITS_S = (1.0, 4.0, 16.0)  # before the second attempt and so on
 
@@ -29,6 +30,8 @@ def gemini_judge(
     client_factory: Callable[[], Client], model: str, answers: Path, waits_s: tuple[float, ...] = WAITS_S
 ) -> Callable[[str], str]:
     """What asks `model` one question and gives its answer, an empty text when it has none.
+
+    An empty answer is not kept: a later run asks again. The first of each reason is logged.
 
     Args:
         client_factory: makes a client of google-genai that does not retry by itself.
@@ -44,29 +47,40 @@ def gemini_judge(
         raise TeacherRefused(f"{model} was {facts.status}: set NEWSJUICE_GEMINI_MODEL to {', '.join(facts.replacements)}.")
     known = _read(answers)
     clients: list[Client] = []
+    reasons: set[str] = set()
 
     def ask(prompt: str) -> str:
         key = hashlib.sha256(f"{model}\0{prompt}".encode("utf-8", "replace")).hexdigest()
-        if key not in known:
-            if not clients:
-                clients.append(client_factory())
-            known[key] = _ask(clients[0], model, prompt, waits_s)
-            _keep(answers, key, known[key])
-        return known[key]
+        if key in known:
+            return known[key]
+        if not clients:
+            clients.append(client_factory())
+        answer, reason = _ask(clients[0], model, prompt, waits_s)
+        if answer:
+            known[key] = answer
+            _keep(answers, key, answer)
+        elif reason not in reasons:
+            reasons.add(reason)
+            logger.warning("the judge %s gave an empty answer (%s): it is not kept, further ones are not logged", model, reason)
+        return answer
 
     return ask
 
 
-def _ask(client: Client, model: str, prompt: str, waits_s: tuple[float, ...]) -> str:
+def _ask(client: Client, model: str, prompt: str, waits_s: tuple[float, ...]) -> tuple[str, str]:
+    """The answer, and why it ended."""
     for wait_s in (*waits_s, None):
         try:
             with translated(model):
                 response = client.models.generate_content(
                     model=model, contents=prompt.encode("utf-8", "replace").decode("utf-8"), config=_request_config(model)
                 )
-            return (response.text or "") if response.candidates else ""
-        except RowRefused:
-            return ""
+            if not response.candidates:
+                return "", "no candidate"
+            reason = response.candidates[0].finish_reason
+            return (response.text or "").strip(), str(getattr(reason, "value", reason))
+        except RowRefused as error:
+            return "", str(error)
         except TryAgain as error:
             if wait_s is None:
                 raise TeacherRefused(
@@ -83,7 +97,7 @@ def _request_config(model: str) -> Any:
 
     facts = gemini_model(model)
     return types.GenerateContentConfig(
-        max_output_tokens=MAX_OUTPUT_TOKENS,
+        max_output_tokens=MAX_OUTPUT_TOKENS if facts.thinking else MAX_THINKING_TOKENS,
         temperature=0.0 if "temperature" in facts.sampling_fields else None,
         thinking_config=types.ThinkingConfig(**facts.thinking) if facts.thinking else None,
         automatic_function_calling=types.AutomaticFunctionCallingConfig(disable=True),
@@ -92,15 +106,24 @@ def _request_config(model: str) -> Any:
 
 
 def _read(answers: Path) -> dict[str, str]:
-    """Answers by key. A last line that a crash tore is cut off, and its question asked again."""
+    """Answers by key. A last line that a crash tore is cut off, a damaged one is passed over; their questions are asked again."""
     if not answers.exists():
         return {}
     raw = answers.read_bytes()
     whole = raw[: raw.rfind(b"\n") + 1]
     if len(whole) < len(raw):
         os.truncate(answers, len(whole))
-    entries = [json.loads(line) for line in whole.decode("utf-8").split("\n") if line]
-    return {entry["key"]: entry["answer"] for entry in entries}
+    known: dict[str, str] = {}
+    for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
+        try:
+            entry = json.loads(line)
+            key, answer = str(entry["key"]), str(entry["answer"])
+        except (ValueError, KeyError, TypeError):
+            logger.warning("line %d of %s is damaged: its question is asked again", number, answers)
+            continue
+        if answer:
+            known[key] = answer
+    return known
 
 
 def _keep(answers: Path, key: str, answer: str) -> None:

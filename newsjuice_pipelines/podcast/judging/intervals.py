@@ -84,20 +84,27 @@ def cluster_interval(values: Sequence[float], clusters: Sequence[str], seed: int
 
 
 def article_clusters(article_ids: Sequence[str], texts: Sequence[str]) -> list[str]:
-    """A cluster a row: rows of one article, and rows with the same text under several ids, are one cluster."""
+    """A cluster a row: rows of one article, and rows with the same text under several ids, are one cluster.
+
+    Of a row with an empty id the text alone decides.
+    """
     first: dict[str, str] = {}
+    numbers: dict[str, int] = {}
 
     def root(key: str) -> str:
         while first[key] != key:
             key = first[key]
         return key
 
+    keys = []
     for article_id, text in zip(article_ids, texts, strict=True):
-        own, shared = f"id {article_id}", f"text {text}"
+        shared = f"text {numbers.setdefault(text, len(numbers))}"
+        own = f"id {article_id}" if article_id else shared
         first.setdefault(own, own)
         first.setdefault(shared, own)
         first[root(own)] = root(shared)
-    return [root(f"id {article_id}").removeprefix("id ") for article_id in article_ids]
+        keys.append(own)
+    return [root(key).removeprefix("id ") for key in keys]
 
 
 def _known(values: Sequence[float | None], clusters: Sequence[str]) -> tuple[list[float], list[str]]:

@@ -1,6 +1,6 @@
 """How long a script takes, where the time goes, and what it costs: timing an engine, and the numbers of the latency report.
 
-The page and its plots are in `latency_page.py`, hourly prices in `prices.py`.
+The page and its plots are in `latency_page.py`, prices and costs in `prices.py`.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.podcast.engines import Engine, EngineError, EngineOptions, Request
+from newsjuice_pipelines.podcast.engines import Capabilities, Engine, EngineError, EngineOptions, Request
 from newsjuice_pipelines.podcast.judging import latency_page
-from newsjuice_pipelines.podcast.judging.prices import AS_OF, find_machine
+from newsjuice_pipelines.podcast.judging.prices import cost_of_scripts, find_machine
 from newsjuice_pipelines.podcast.training.chat_tokens import encode_prompt
 from newsjuice_pipelines.runtime.devices import peak_memory_mib, reset_peak_memory
 from newsjuice_pipelines.runtime.progress import Progress
@@ -29,7 +30,7 @@ logger = logging.getLogger("newsjuice.latency")
 
 TIMINGS_FILE = "timings.csv"
 CPU_BATCHES, GPU_BATCHES = (1, 8), (1, 8, 32, 128)
-WARM_UP_REQUESTS, WARM_UP_TOKENS = 8, 4
+WARM_UP_TOKENS = 4
 # Below these numbers of timings a percentile is little more than the slowest one, and is not given.
 TIMINGS_FOR_P95, TIMINGS_FOR_P99 = 20, 100
 LENGTH_GROUPS = 3
@@ -82,7 +83,8 @@ def measure_latency(
 ) -> dict[str, Any]:
     """Time test prompts one at a time, then in batches, each after a warm-up that is not counted.
 
-    The prompts are spread evenly over the lengths that the test split has; a batch larger than the split repeats some.
+    The prompts are spread evenly over the lengths that the test split has. Batches ask prompts again that were asked one at a
+    time, or within them when the split has too few.
 
     Args:
         dataset: folder of the student data set.
@@ -92,18 +94,19 @@ def measure_latency(
 
     Returns:
         JSON values: `engine` (its capabilities), `single_stream` and `batches`, each with the timing of every request,
-        `wall_s` from the first request to the last answer, and `memory_mib` at its peak. A batch that the engine cannot
-        run has no timings and says `why`.
+        `wall_s` from the first request to the last answer, `memory_mib` at its peak, and `repeated`: how many of its prompts
+        had been asked before. A batch that the engine cannot run has no timings and says `why`.
 
     Raises:
         LatencyError: no test rows, or an engine that cannot run one request at a time.
         EngineError: the engine cannot be opened.
     """
     prompts = _encoded(dataset, tokenizer)
+    asked: set[tuple[int, ...]] = set()
     engine = _open_single(open, config.prompt_lookup_tokens)
     try:
         capabilities = engine.capabilities()
-        alone = _timed(engine, _requests(prompts, min(config.prompts, len(prompts)), config.max_new_tokens), capabilities.device)
+        alone = _timed(engine, _requests(prompts, min(config.prompts, len(prompts)), config.max_new_tokens), asked)
     finally:
         engine.close()
     sizes = config.batches or (CPU_BATCHES if _device_type(capabilities.device) == "cpu" else GPU_BATCHES)
@@ -113,7 +116,7 @@ def measure_latency(
             batches.append({"batch": 1, "concurrent_requests": 1, "why": None, **alone})
         else:
             requests = _requests(prompts, size * config.rounds, config.max_new_tokens)
-            batches.append({"batch": size, **_timed_batch(open, size, requests)})
+            batches.append({"batch": size, **_timed_batch(open, size, requests, asked)})
     return {
         "engine": asdict(capabilities),
         "max_new_tokens": config.max_new_tokens,
@@ -137,7 +140,8 @@ def latency_report(
     Args:
         measured: from `measure_latency`, for the tuned model.
         generation: the scripts of `student` and `base`, as `generate_scripts` gives them; None where there are none.
-        teacher: the teacher's calls: `latency_s`, `cost_usd`, `model` and `mode` (`online` or `batch`).
+        teacher: the teacher's calls: `latency_s`, `cost_usd`, `model`, `mode` (`online` or `batch`) and `status` (`ok`: a
+            script that can be used).
         out: an existing empty directory.
         config: prices the scripts.
     """
@@ -153,7 +157,7 @@ def latency_report(
         "batches": batches,
         "generation": {name: None if scripts is None else _generation(scripts) for name, scripts in generation.items()},
         "teacher": taught,
-        "cost": _cost(config, measured["engine"]["device"], batches, taught["usd_per_1000"]),
+        "cost": cost_of_scripts(config.machine, config.hourly_usd, measured["engine"]["device"], batches, taught["usd_per_1000"]),
         "student_over_teacher": _ratio(single["latency_p50_s"], taught["latency_p50_s"]),
     }
     results["answer"] = where_the_time_goes(single)
@@ -166,11 +170,11 @@ def latency_report(
 def where_the_time_goes(single: Mapping[str, Any]) -> str:
     """One sentence: whether prefill, which the original experiment blamed, takes the time of a script."""
     if single["prefill_share"] is None:
-        return "Where the time goes was not measured: no script was timed alone with its first token."
+        return "Where the time goes was not measured: no script of two tokens or more was timed alone with its first token."
     prefill, decode = 100 * single["prefill_share"], 100 * single["decode_share"]
     found = (
         f"prefill takes {prefill:.1f} % of the time of a script and decoding {decode:.1f} % "
-        f"({single['measured']} scripts, one at a time)"
+        f"({single['decoded']} scripts of two tokens or more, one at a time)"
     )
     if decode > prefill:
         return f"The original blamed prefill, but {found}: the time goes into writing tokens, not into reading the article."
@@ -224,31 +228,34 @@ def _open_single(open: Callable[[EngineOptions], Engine], prompt_lookup_tokens: 
     return engine
 
 
-def _timed_batch(open: Callable[[EngineOptions], Engine], size: int, requests: Sequence[Request]) -> dict[str, Any]:
+def _timed_batch(
+    open: Callable[[EngineOptions], Engine], size: int, requests: Sequence[Request], asked: set[tuple[int, ...]]
+) -> dict[str, Any]:
     try:
         engine = open(EngineOptions(concurrent_requests=size))
     except EngineError as error:
         logger.warning("batches of %d are not timed: %s", size, error)
-        return {"concurrent_requests": None, "why": str(error), "timings": [], "wall_s": None, "memory_mib": None}
+        nothing = {"timings": [], "repeated": 0, "wall_s": None, "memory_mib": None}
+        return {"concurrent_requests": None, "why": str(error), **nothing}
     try:
-        capabilities = engine.capabilities()
-        return {
-            "concurrent_requests": capabilities.concurrent_requests,
-            "why": None,
-            **_timed(engine, requests, capabilities.device),
-        }
+        together = engine.capabilities().concurrent_requests
+        return {"concurrent_requests": together, "why": None, **_timed(engine, requests, asked)}
     finally:
         engine.close()
 
 
-def _timed(engine: Engine, requests: Sequence[Request], device: str) -> dict[str, Any]:
-    kind = _device_type(device)
-    reset_peak_memory(kind)
-    # Backwards, so that an engine which caches the beginnings of prompts has not read these when they are timed.
-    backwards = [Request(f"warm-up {number}", request.tokens[::-1], WARM_UP_TOKENS) for number, request in enumerate(requests)]
-    for _ in engine.generate(backwards[:WARM_UP_REQUESTS]):
+def _timed(engine: Engine, requests: Sequence[Request], asked: set[tuple[int, ...]]) -> dict[str, Any]:
+    """The timings of `requests` after a warm-up; the prompts of both are added to those `asked` so far."""
+    can = engine.capabilities()
+    warm_up = _warm_up(requests, can)
+    for _ in engine.generate(warm_up):
         pass
-    progress = Progress(f"timing {engine.capabilities().concurrent_requests} at once", len(requests), "scripts", per_minute=True)
+    kind = _device_type(can.device)
+    reset_peak_memory(kind)
+    asked.update(request.tokens for request in warm_up)
+    repeated = len(requests) - len({request.tokens for request in requests} - asked)
+    asked.update(request.tokens for request in requests)
+    progress = Progress(f"timing {can.concurrent_requests} at once", len(requests), "scripts", per_minute=True)
     timings = []
     started = time.perf_counter()
     for result in engine.generate(requests):
@@ -256,7 +263,26 @@ def _timed(engine: Engine, requests: Sequence[Request], device: str) -> dict[str
         progress.advance()
     wall_s = time.perf_counter() - started
     memory_mib = peak_memory_mib(kind) if kind in ("cpu", "cuda") else None  # a server's memory is not ours to see
-    return {"timings": timings, "wall_s": wall_s, "memory_mib": memory_mib}
+    return {"timings": timings, "repeated": repeated, "wall_s": wall_s, "memory_mib": memory_mib}
+
+
+def _warm_up(requests: Sequence[Request], can: Capabilities) -> list[Request]:
+    """Requests after which the engine has all that the timed ones need: its places are taken by the longest of them, and each
+    takes the room of a whole answer. The first one may write it; the others, drawn out to that length, write few tokens,
+    so that this takes about as long as one script.
+
+    They are answered to the end, since an engine that is stopped early may throw away what it has made ready.
+    """
+    fitting = [request for request in requests if len(request.tokens) + request.max_new_tokens <= can.context_tokens]
+    longest_first = sorted(fitting, key=lambda request: len(request.tokens), reverse=True)[: can.concurrent_requests]
+    warm_up = []
+    for number, request in enumerate(longest_first):
+        new_tokens = min(request.max_new_tokens, WARM_UP_TOKENS) if number else request.max_new_tokens
+        # Backwards, so that an engine which caches the beginnings of prompts has not read these when they are timed.
+        backwards = cycle(reversed(request.tokens))
+        drawn_out = tuple(islice(backwards, len(request.tokens) + request.max_new_tokens - new_tokens))
+        warm_up.append(Request(f"warm-up {number}", drawn_out, new_tokens))
+    return warm_up
 
 
 def _device_type(device: str) -> str:
@@ -291,16 +317,18 @@ def _spread(timings: Sequence[Timing]) -> dict[str, Any]:
 
 def _single_stream(measured: Mapping[str, Any]) -> dict[str, Any]:
     timed = [timing for timing in _answered(measured["timings"]) if None not in (timing["ttft_s"], timing["latency_s"])]
-    prefill_s = sum(timing["ttft_s"] for timing in timed)
-    total_s = sum(timing["latency_s"] for timing in timed)
+    # A script of one token is read but not written, and says nothing on where the time of a script goes.
+    decoded = [timing for timing in timed if timing["new_tokens"] > 1]
+    prefill_s, total_s = _total(decoded, "ttft_s"), _total(decoded, "latency_s")
     share = _ratio(prefill_s, total_s)
     return {
         **_spread(measured["timings"]),
+        "decoded": len(decoded),
         "prefill_share": share,
         "decode_share": None if share is None else 1 - share,
-        "prefill_tokens_per_s": _ratio(sum(timing["prompt_tokens"] for timing in timed), prefill_s),
-        "decode_tokens_per_s": _ratio(sum(timing["new_tokens"] - 1 for timing in timed), total_s - prefill_s),
-        "tokens_per_s": _ratio(sum(timing["new_tokens"] for timing in timed), total_s),
+        "prefill_tokens_per_s": _ratio(_total(timed, "prompt_tokens"), _total(timed, "ttft_s")),
+        "decode_tokens_per_s": _ratio(_total(decoded, "new_tokens") - len(decoded), total_s - prefill_s),
+        "tokens_per_s": _ratio(_total(timed, "new_tokens"), _total(timed, "latency_s")),
         "memory_mib": measured["memory_mib"],
     }
 
@@ -312,7 +340,7 @@ def _batch(measured: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "batch": measured["batch"],
         "concurrent_requests": measured["concurrent_requests"],
-        "repeated": len(measured["timings"]) - len({timing["request_id"].rpartition("#")[0] for timing in measured["timings"]}),
+        "repeated": measured["repeated"],
         "why": measured["why"] or (f"{len(errors)} requests failed; the first says: {errors[0]}" if errors else None),
         **_spread(measured["timings"]),
         "wall_s": wall_s,
@@ -344,52 +372,34 @@ def _generation(scripts: pd.DataFrame) -> dict[str, Any]:
 
 
 def _teacher(calls: pd.DataFrame) -> dict[str, Any]:
-    """The teacher's recorded calls. Answers of a batch job have no latency of their own, and are counted apart."""
-    online = calls[calls["mode"] != "batch"]
+    """The recorded calls of the hosted teachers; where there are none, those of the free one.
+
+    Only a script that can be used has a time, while all calls have their price: a rejected script is paid for too. Answers
+    of a batch job have no latency of their own, and are counted apart.
+    """
+    asked = calls[calls["status"] != "not_asked"]
+    free = asked["model"].isin(FREE_TEACHERS)
+    hosted = not free.all()
+    if hosted:
+        asked = asked[~free]
+    usable = asked[asked["status"] == "ok"]
+    online = usable[usable["mode"] != "batch"]
     seconds = [float(value) for value in online["latency_s"].dropna()]
-    costs = [float(value) for value in calls["cost_usd"].dropna()]
-    models = sorted({str(model) for model in calls["model"]})
-    mean_usd = _mean(costs)
+    priced = asked[asked["cost_usd"].notna()]
+    priced_usable = int((priced["status"] == "ok").sum())
+    usd = _ratio(float(priced["cost_usd"].sum()), priced_usable)
     return {
-        "models": models,
-        "hosted": bool(set(models) - set(FREE_TEACHERS)),
-        "calls": len(calls),
-        "batch_calls": len(calls) - len(online),
+        "models": sorted({str(model) for model in asked["model"]}),
+        "hosted": hosted,
+        "calls": len(asked),
+        "usable": len(usable),
+        "free_calls_left_out": int(free.sum()) if hosted else 0,
+        "batch_calls": len(usable) - len(online),
         "measured": len(seconds),
         **percentiles(seconds, "latency"),
-        "calls_with_cost": len(costs),
-        "usd_per_1000": None if mean_usd is None else 1000 * mean_usd,
-    }
-
-
-def _cost(
-    config: LatencyConfig, device: str, batches: Sequence[Mapping[str, Any]], teacher_usd_per_1000: float | None
-) -> dict[str, Any]:
-    """US dollars per 1,000 scripts at the batch size that writes most of them, on one machine that is never idle."""
-    listed = None if config.machine is None or config.hourly_usd is not None else find_machine(config.machine)
-    hourly_usd = config.hourly_usd if listed is None else listed.hourly_usd
-    best = max(
-        (entry for entry in batches if entry["scripts_per_hour"]), key=lambda entry: entry["scripts_per_hour"], default=None
-    )
-    why = None
-    if hourly_usd is None:
-        why = "neither a machine of the price table nor an hourly price is configured"
-    elif best is None:
-        why = "no batch was timed"
-    elif listed is not None and _device_type(device) == ("cpu" if listed.accelerator else "cuda"):
-        other = "has a GPU" if listed.accelerator else "has no GPU"
-        why = f"the machine {listed.name} {other}, but the scripts were timed on {device}"
-    return {
-        "machine": config.machine,
-        "hourly_usd": hourly_usd,
-        "price_source": ("configured" if listed is None else listed.source) if hourly_usd is not None else None,
-        "price_seen_on": None if listed is None else listed.seen_on,
-        "price_table": AS_OF,
-        "batch": best["batch"] if best else None,
-        "scripts_per_hour": best["scripts_per_hour"] if best else None,
-        "student_usd_per_1000": 1000 * hourly_usd / best["scripts_per_hour"] if why is None and hourly_usd and best else None,
-        "teacher_usd_per_1000": teacher_usd_per_1000,
-        "why": why,
+        "calls_with_cost": len(priced),
+        "usable_with_cost": priced_usable,
+        "usd_per_1000": None if usd is None else 1000 * usd,
     }
 
 
@@ -403,6 +413,10 @@ def _write_timings(measured: Mapping[str, Any], path: Path) -> None:
         ]:
             if name != 1:  # the batch of one is the single stream
                 writer.writerows({"batch": name, **timing} for timing in group["timings"])
+
+
+def _total(timings: Sequence[Timing], name: str) -> float:
+    return float(sum(timing[name] for timing in timings))
 
 
 def _mean(values: Sequence[float]) -> float | None:

@@ -55,9 +55,13 @@ timings on, a 99th from 100 on; below that it is little more than the slowest ti
 ## In batches
 
 Requests that run at once share the machine, so each takes longer and all together are done sooner. Scripts an hour are
-answers by the time from the first request to the last answer, the start of the batch included. Where the test split has
-fewer prompts than a batch needs, some are asked again, which an engine that caches prompts answers sooner. Memory on a CPU is
-the peak of this process so far.
+answers by the time from the first request to the last answer, the start of the batch included. Memory on a CPU is the peak of
+this process so far.
+
+Asked again are prompts that were asked before in this measurement: one at a time, in a smaller batch, or in the same batch
+where the test split has fewer prompts than it needs. A server that caches prompts, and ran all the while, need not read these
+again: its first tokens come sooner and it writes more scripts an hour than it would for new articles. An engine in this
+process is opened anew for each batch, and can find again only what is asked twice within one.
 
 {_batch_table(results)}
 {_missing_batches(results)}
@@ -155,6 +159,13 @@ def _teacher_text(results: Mapping[str, Any]) -> str:
         parts.append(f"A script of the student alone takes {cell(ratio)} times as long as one of the teacher (p50 over p50).")
     else:
         parts.append("The student's time is not compared with the teacher's: one of them was not timed.")
+    if teacher["hosted"]:
+        parts.append(
+            f"Of the teacher's {teacher['calls']:,} calls, {teacher['usable']:,} gave a script that can be used; the times are "
+            "those of these calls."
+        )
+    if teacher["free_calls_left_out"]:
+        parts.append(f"{teacher['free_calls_left_out']:,} scripts of the free extractive teacher are left out.")
     if teacher["batch_calls"]:
         parts.append(f"{teacher['batch_calls']:,} answers of batch jobs have no time of their own and are left out.")
     return " ".join(parts)
@@ -172,13 +183,18 @@ def _cost_text(results: Mapping[str, Any]) -> str:
             f"The student's is {cell(cost['hourly_usd'])} US dollars an hour ({cell(cost['machine'] or 'this machine')}; "
             f"{cell(cost['price_source'])}{seen}) by {cell(cost['scripts_per_hour'])} scripts an hour, {cost['batch']} at once, "
             "on one machine that is never idle. It holds where that machine is the one timed."
-        )
+        ) + (f" Note: {cell(cost['why'])}." if cost["why"] else "")
     if not teacher["hosted"] and teacher["models"]:
         free = "The extractive teacher costs nothing, since no hosted model is asked."
     elif cost["teacher_usd_per_1000"] is None:
-        free = "No cost of the teacher's calls is known."
+        free = "What a script of the teacher costs is not known."
     else:
-        free = f"The teacher's is the mean of {teacher['calls_with_cost']:,} of {teacher['calls']:,} calls, as they were paid."
+        free = (
+            f"The teacher's is what {teacher['calls_with_cost']:,} of its {teacher['calls']:,} calls cost, by the "
+            f"{teacher['usable_with_cost']:,} of them that gave one; the others have no cost on record."
+            if teacher["calls_with_cost"] < teacher["calls"]
+            else f"The teacher's is what its {teacher['calls']:,} calls cost, by the {teacher['usable']:,} of them that gave one."
+        )
     return f"{table}\n\n{basis} {free}"
 
 

@@ -6,15 +6,22 @@ import json
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from newsjuice_pipelines.podcast.judging.intervals import mean_estimate
+from newsjuice_pipelines.podcast.judging.script_form import is_empty
 from newsjuice_pipelines.runtime.progress import Progress
 
 Verdict = Literal["win", "tie", "loss"]
 """From the student's side."""
+
+# A rate of fewer pairs says little: with 30, and two thirds held, the interval still spans from 0.5 to 0.83.
+MIN_READABLE_PAIRS = 30
+# A judge that is often not understood, or that goes by the order of the scripts more often than by the scripts, is no judge.
+MAX_UNREADABLE_SHARE = 0.2
+MAX_DISAGREEMENT_SHARE = 0.5
 
 _PROMPT = """You compare two scripts of a news podcast, A and B, that were written from the same news article.
 
@@ -46,8 +53,9 @@ class Pair:
 def judge_pairs(pairs: Sequence[Pair], ask: Callable[[str], str], most: int, seed: int = 42) -> dict[str, Any]:
     """Have at most `most` pairs judged, each in both orders; two answers that disagree are a tie.
 
-    A pair with an answer that cannot be read is nobody's win and is left out of the rate. Two equal scripts are a tie and
-    an empty one loses, without being asked about.
+    A pair with an answer that cannot be read is nobody's win and is left out of the rate. Without being asked about, an
+    empty script loses, the student's also where both are empty, and two equal ones are a tie. There is no rate of fewer than
+    `MIN_READABLE_PAIRS` pairs, nor from a judge whose answers on the pairs asked about cannot be trusted.
 
     Args:
         pairs: one a script; a random choice is judged when there are more than `most`.
@@ -56,8 +64,9 @@ def judge_pairs(pairs: Sequence[Pair], ask: Callable[[str], str], most: int, see
         seed: of the choice, of the order asked first, and of the interval.
 
     Returns:
-        `pairs`, `wins`, `ties` (with the disagreements), `losses`, `disagreements`, `unreadable`, and `win_or_tie` as
-        `{"value", "low", "high", "pairs"}`, its 95 % interval clustered by article.
+        `pairs`, `asked` (the others were decided unasked), `wins`, `ties` (with the disagreements), `losses`,
+        `disagreements`, `unreadable`, `win_or_tie` as `{"value", "low", "high", "pairs"}`, its 95 % interval clustered by
+        article and its value None where there is no rate, and `why` there is none, else None.
     """
     generator = random.Random(seed)
     chosen = sorted(generator.sample(range(len(pairs)), min(most, len(pairs))))
@@ -65,20 +74,27 @@ def judge_pairs(pairs: Sequence[Pair], ask: Callable[[str], str], most: int, see
     counts: Counter[str] = Counter()
     held: list[float | None] = []
     for number in chosen:
-        verdict, disagreed = _judge(pairs[number], ask, student_first=generator.random() < 0.5)
+        student_first = generator.random() < 0.5
+        verdict, disagreed = _verdict_unasked(pairs[number]), False
+        if verdict is None:
+            verdict, disagreed = _judge(pairs[number], ask, student_first)
+            counts["asked"] += 1
         counts[verdict or "unreadable"] += 1
         counts["disagreements"] += disagreed
         held.append(None if verdict is None else float(verdict != "loss"))
         progress.advance()
-    rate = mean_estimate(held, [pairs[number].cluster for number in chosen], seed)
+    readable, why = len(chosen) - counts["unreadable"], _why_no_rate(counts)
+    rate = mean_estimate(held if why is None else [None] * len(held), [pairs[number].cluster for number in chosen], seed)
     return {
         "pairs": len(chosen),
+        "asked": counts["asked"],
         "wins": counts["win"],
         "ties": counts["tie"],
         "losses": counts["loss"],
         "disagreements": counts["disagreements"],
         "unreadable": counts["unreadable"],
-        "win_or_tie": {"value": rate["value"], "low": rate["low"], "high": rate["high"], "pairs": rate["scripts"]},
+        "win_or_tie": {"value": rate["value"], "low": rate["low"], "high": rate["high"], "pairs": readable},
+        "why": why,
     }
 
 
@@ -97,13 +113,33 @@ def read_answer(answer: str) -> Literal["A", "B", "TIE"] | None:
     return "A" if verdict == "A" else "B" if verdict == "B" else "TIE"
 
 
+def _why_no_rate(counts: Mapping[str, int]) -> str | None:
+    """Why the counts give no rate, in words; None where they do."""
+    asked, unreadable, disagreements = counts["asked"], counts["unreadable"], counts["disagreements"]
+    if unreadable > MAX_UNREADABLE_SHARE * asked:
+        return f"{unreadable} of {asked} pairs have an answer that cannot be read, over {MAX_UNREADABLE_SHARE:.0%}"
+    if disagreements > MAX_DISAGREEMENT_SHARE * (asked - unreadable):
+        return (
+            f"the judge chose by the order of the scripts in {disagreements} of {asked - unreadable} pairs, over "
+            f"{MAX_DISAGREEMENT_SHARE:.0%}"
+        )
+    readable = counts["win"] + counts["tie"] + counts["loss"]
+    if readable < MIN_READABLE_PAIRS:
+        return f"{readable} pairs were judged and can be read: {MIN_READABLE_PAIRS} are needed"
+    return None
+
+
+def _verdict_unasked(pair: Pair) -> Verdict | None:
+    """The verdict where it needs no judge: the student's empty script loses before anything else is looked at."""
+    if is_empty(pair.student):
+        return "loss"
+    if is_empty(pair.teacher):
+        return "win"
+    return "tie" if pair.student.strip() == pair.teacher.strip() else None
+
+
 def _judge(pair: Pair, ask: Callable[[str], str], student_first: bool) -> tuple[Verdict | None, bool]:
     """The verdict, None when it cannot be read, and whether the two answers disagreed."""
-    student, teacher = pair.student.strip(), pair.teacher.strip()
-    if student == teacher:
-        return "tie", False
-    if not student or not teacher:
-        return ("win" if student else "loss"), False
     verdicts = [_ask_once(pair, ask, first) for first in (student_first, not student_first)]
     one, other = verdicts
     if one is None or other is None:

@@ -1,12 +1,14 @@
 """What machines cost by the hour, in one dated table: list prices on demand, no discounts, no disks, no traffic, no taxes.
 
-What a script costs on them is reckoned in `latency.py`; the prices of hosted models are in `teaching/gemini_models.py`.
+And what scripts cost on them; how many they write an hour is timed in `latency.py`. The prices of hosted models are in
+`teaching/gemini_models.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 AS_OF = "2026-11"
 
@@ -68,3 +70,42 @@ def find_machine(name: str) -> Machine:
             f"there is no price for the machine {name!r}: choose one of {', '.join(MACHINES)}, or give its price as hourly_usd."
         )
     return MACHINES[name]
+
+
+def cost_of_scripts(
+    machine: str | None,
+    hourly_usd: float | None,
+    device: str,
+    batches: Sequence[Mapping[str, Any]],
+    teacher_usd_per_1000: float | None,
+) -> dict[str, Any]:
+    """US dollars per 1,000 scripts at the batch size that writes most of them, on one machine that is never idle.
+
+    A batch with errors is left out: failed requests free the machine for the others, so that they look faster than they are.
+    """
+    listed = None if machine is None or hourly_usd is not None else find_machine(machine)
+    price_usd = hourly_usd if listed is None else listed.hourly_usd
+    whole = [entry for entry in batches if entry["scripts_per_hour"] and not entry["errors"]]
+    best = max(whole, key=lambda entry: entry["scripts_per_hour"], default=None)
+    failed = ", ".join(str(entry["batch"]) for entry in batches if entry["errors"])
+    left_out = f"batches with failed requests are left out ({failed} at once)" if failed else None
+    why = None
+    if price_usd is None:
+        why = "neither a machine of the price table nor an hourly price is configured"
+    elif best is None:
+        why = left_out or "no batch was timed"
+    elif listed is not None and device.partition(":")[0] == ("cpu" if listed.accelerator else "cuda"):
+        other = "has a GPU" if listed.accelerator else "has no GPU"
+        why = f"the machine {listed.name} {other}, but the scripts were timed on {device}"
+    return {
+        "machine": machine,
+        "hourly_usd": price_usd,
+        "price_source": ("configured" if listed is None else listed.source) if price_usd is not None else None,
+        "price_seen_on": None if listed is None else listed.seen_on,
+        "price_table": AS_OF,
+        "batch": best["batch"] if best else None,
+        "scripts_per_hour": best["scripts_per_hour"] if best else None,
+        "student_usd_per_1000": 1000 * price_usd / best["scripts_per_hour"] if why is None and price_usd and best else None,
+        "teacher_usd_per_1000": teacher_usd_per_1000,
+        "why": why or left_out,
+    }

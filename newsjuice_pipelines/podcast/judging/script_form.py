@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 from newsjuice_pipelines.podcast.judging.loops import loops
+from newsjuice_pipelines.podcast.text.markup import has_markup, has_remark
 from newsjuice_pipelines.podcast.text.sentences import ends_complete, split_sentences
 
 MIN_WORDS = 60
@@ -36,12 +37,14 @@ script that loops runs into the limit and is then also cut off and too long."""
 
 _WHAT_IS_SPOKEN = re.compile(r"[^\W_]")
 _QUOTED = re.compile(r"“[^“”]*”|\"[^\"]*\"")
-_MARKERS = re.compile(
-    r"^\W*(?:input|output|response|instruction|question|answer|script|article|host|narrator|speaker)\b[^.\n]{0,20}:"  # labels
-    r"|^\s*\#{2,}|\*\*"  # Markdown headings and emphasis
-    r"|^\s*\#+\s*(?:input|output|response|instruction|article|the\ end|end\ of)\b"
-    r"|<\|\w+\|>|</?think>|```"  # control tokens and fences
-    r"|\bformat\ your\ response\b|\bthe\ text\ of\ the\ script\b|\b(?:script|response)\ (?:must|should)\ be\b",  # instructions
+# What a model repeats of a prompt. Labels are words of ordinary prose too, and count with the colon right behind them only.
+_PROMPT = re.compile(
+    r"^[^\w\n]*(?:input|output|response|instruction|answer|script|article|host|narrator|speaker)s?"  # labels
+    r"(?:[^\S\n]*\([^()\n]{0,30}\))?[^\S\n]*:"
+    r"|^[^\S\n]*\#{2,}"  # rules and Markdown headings
+    r"|<\|\w+\|>|</?think>"  # control tokens
+    r"|\bformat\ your\ response\b|\bthe\ text\ of\ the\ script\b"  # instructions
+    r"|\b(?:script|your\ response)\ (?:must|should)\ be\b",
     re.IGNORECASE | re.MULTILINE | re.VERBOSE,
 )
 _TO_LISTENERS = r"welcome|listen(?:ers?|ing)|you|your|we|our|(?-i:us)|let['’]s|newsjuice|podcast|episode"
@@ -70,7 +73,8 @@ class ScriptForm:
     looping: bool
     """Repeats itself (`loops.py`)."""
     markers: bool
-    """Holds labels, headings, instructions or control tokens of a prompt, or a speaker's label."""
+    """Holds labels, headings, instructions or control tokens of a prompt, a remark about itself, or what cannot be spoken
+    (`text/markup.py`): a speaker's label, a stage direction, a list, a link."""
     cut_off: bool
     """Does not end with a complete sentence."""
     too_long: bool
@@ -95,7 +99,7 @@ def script_form(script: str) -> ScriptForm:
     "we", "let's", "here is"), or when its first sentence is a spoken headline of at most `HEADLINE_WORDS` words. It closes when
     its last two sentences thank, say goodbye, speak to the listeners or conclude ("for now", "in the end", "that was …").
     """
-    empty = not _WHAT_IS_SPOKEN.search(script)
+    empty = is_empty(script)
     count = len(script.split())
     cut_off = not empty and not ends_complete(script)
     foreign = not empty and not is_english(script)
@@ -105,13 +109,18 @@ def script_form(script: str) -> ScriptForm:
         empty=empty,
         not_english=foreign,
         looping=loops(script),
-        markers=bool(_MARKERS.search(script)),
+        markers=has_markup(script) or has_remark(script) or bool(_PROMPT.search(script)),
         cut_off=cut_off,
         too_long=count > MAX_WORDS,
         too_short=not empty and count < MIN_WORDS,
         no_opening=not _opens(sentences) if judged else None,
         no_closing=not cut_off and not any(map(is_closing, sentences[-FRAME_SENTENCES:])) if judged else None,
     )
+
+
+def is_empty(script: str) -> bool:
+    """Whether nothing in `script` can be spoken: no letter and no digit, as in white space and zero-width signs."""
+    return not _WHAT_IS_SPOKEN.search(script)
 
 
 def is_greeting(sentence: str) -> bool:

@@ -29,13 +29,19 @@ SPLITS = ("train", "validation", "test")
 SCRIPTS_FILE = "scripts.csv"
 PARTIAL_ROWS = "rows.jsonl"
 ROW_COLUMNS = ("chunk_id", "article_id", "split")
+DATASET_TEXTS = ("chunk_id", "article_id", "chunk_text", "gemini_podcast_text")
 # Those of the original experiment's CSV, and the student's length, which it did not have.
 ORIGINAL_COLUMNS = (
     *("chunk_text", "gemini_podcast_text", "qwen_podcast_text", "student_podcast_text"),
     *("gemini_length", "qwen_length", "student_length"),
 )
 MEASURES = ("finish_reason", "prompt_tokens", "new_tokens", "ttft_s", "latency_s", "engine", "error")
+NUMBERS = ("gemini_length", "student_length", "qwen_length", "prompt_tokens", "new_tokens", "ttft_s", "latency_s")
+PARTIAL_KEYS = frozenset(("request_id", "text", *MEASURES))
 NO_ANSWER = "the engine ended without an answer to this row: look at its log, then run again"
+# How errors begin that the same model meets again at each run. The first one is given here, the other one by the engines.
+NO_ROOM = "no room in the model's context"
+UNKNOWN_IDS = "the prompt has ids beyond the model's"
 # A quota and a limit on the size of files end a write as a full disk does.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -61,7 +67,8 @@ class GenerationConfig:
     concurrent_requests: int = 0
     """Scripts written at once; 0 is the engine's default."""
     prompt_lookup_tokens: int = 0
-    """Tokens guessed ahead from the article and checked in one pass (the text stays the same); 0 switches it off."""
+    """Tokens guessed ahead from the article and checked in one pass, which keeps the text, but for rounding where weights are
+    quantised; 0 switches it off."""
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
@@ -96,9 +103,9 @@ def generate_scripts(
     """Generate a script for each row of some splits.
 
     The engine gets all rows at once, so that a place in its batch never stays empty. Every finished row is on disk in
-    `scratch` before the next one is waited for; rows found there are not generated again. Rows that ended in an error, such
-    as a prompt without room in the model's context, are kept in the table (with an empty script) and tried again by a
-    later run.
+    `scratch` before the next one is waited for; rows found there are not generated again. Rows that ended in an error are
+    kept in the table (with an empty script) and tried again by a later run. A prompt without room in the model's context is
+    such a row, and the engine is not asked for it.
 
     Args:
         dataset: folder of the student data set.
@@ -114,15 +121,24 @@ def generate_scripts(
         length of the model that `column` does not name are missing) and `MEASURES`.
 
     Raises:
-        ScriptsError: splits that do not exist or repeat a row, or no room left on the disk; finished rows are kept.
+        ScriptsError: splits that do not exist, repeat a row or lack a text, before anything is generated; or no room left on
+            the disk, when finished rows are kept.
     """
     rows = _read_rows(dataset, splits, config.row_limit)
     done = read_partial_rows(scratch / PARTIAL_ROWS)
     todo = [row for row in rows if row["chunk_id"] not in done]
-    name = engine.capabilities().engine
+    can = engine.capabilities()
+    name = can.engine
     logger.info("%d scripts to write with %s, %d kept from an earlier run", len(todo), name, len(rows) - len(todo))
-    progress = Progress("scripts", len(rows), "scripts", done=len(rows) - len(todo), per_minute=True)
-    requests = [Request(row["chunk_id"], tuple(encode_prompt(tokenizer, row["prompt"])), config.max_new_tokens) for row in todo]
+    requests = []
+    for row in todo:
+        request = Request(row["chunk_id"], tuple(encode_prompt(tokenizer, row["prompt"])), config.max_new_tokens)
+        refused = _without_room(request, can.context_tokens)
+        if refused is None:
+            requests.append(request)
+        else:
+            done[request.request_id] = _entry(refused, name)
+    progress = Progress("scripts", len(rows), "scripts", done=len(rows) - len(requests), per_minute=True)
     waiting = {request.request_id: len(request.tokens) for request in requests}
     reasons = Counter(entry["finish_reason"] for entry in done.values())
     answers = engine.generate(requests) if requests else iter(())
@@ -174,15 +190,10 @@ def read_partial_rows(path: Path) -> dict[str, dict[str, Any]]:
         logger.warning("the last row of %s was torn by a crash and is generated again", path.name)
         with path.open("r+b") as stream:
             stream.truncate(len(whole))
-    entries, damaged = {}, 0
-    for line in whole.split(b"\n"):
-        try:
-            entry = json.loads(line) if line else None
-        except ValueError:
-            damaged += 1
-            continue
-        if entry is not None:
-            entries[entry["request_id"]] = entry
+    lines = [line for line in whole.split(b"\n") if line]
+    rows = [row for row in map(_partial_row, lines) if row is not None]
+    entries = {row["request_id"]: row for row in rows}
+    damaged = len(lines) - len(rows)
     if damaged:
         logger.warning("%d rows of %s are damaged and are generated again", damaged, path.name)
     return entries
@@ -212,9 +223,8 @@ def read_scripts_csv(folder: Path) -> pd.DataFrame:
     path = folder / SCRIPTS_FILE
     if not path.is_file():
         raise ScriptsError(f"{folder} has no {SCRIPTS_FILE}: materialise the scripts again.")
-    numbers = ["gemini_length", "student_length", "qwen_length", "prompt_tokens", "new_tokens", "ttft_s", "latency_s"]
-    missing = {name: [""] for name in numbers}
-    scripts = pd.read_csv(path, keep_default_na=False, na_values=missing, dtype={"chunk_id": str, "article_id": str})
+    texts = dict.fromkeys(set(pd.read_csv(path, nrows=0).columns) - set(NUMBERS), str)
+    scripts = pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in NUMBERS}, dtype=texts)
     for column, length in LENGTH_COLUMN.items():
         if column in scripts and length in scripts:
             scripts[column] = scripts[column].astype(object).where(scripts[length].notna(), None)
@@ -243,17 +253,50 @@ def side_by_side(student: pd.DataFrame, base: pd.DataFrame) -> pd.DataFrame:
 
 
 def scripts_facts(scripts: pd.DataFrame) -> dict[str, Any]:
-    """Counts by split and finish reason, new tokens, median and 95th percentile of the latency (None when not measured)."""
+    """Counts by split and finish reason, new tokens, median and 95th percentile of the latency (None when not measured).
+
+    `retryable_errors` counts the rows whose error may pass by itself: another run is worth its time for these only.
+    """
     latency = scripts["latency_s"].dropna()
+    errors = scripts.loc[scripts["finish_reason"] == "error", "error"]
     return {
         "scripts": len(scripts),
         "by_split": {str(name): int(count) for name, count in scripts["split"].value_counts().items()},
         "by_finish_reason": {str(name): int(count) for name, count in scripts["finish_reason"].value_counts().items()},
+        "retryable_errors": sum(passes_by_itself(str(error)) for error in errors),
         "new_tokens": int(scripts["new_tokens"].sum()),
         "latency_p50_s": float(latency.quantile(0.5)) if len(latency) else None,
         "latency_p95_s": float(latency.quantile(0.95)) if len(latency) else None,
         "engine": ", ".join(sorted(set(scripts["engine"]))),
     }
+
+
+def passes_by_itself(error: str) -> bool:
+    """Whether a row that ended in `error` may get a script from the same model, data set and configuration."""
+    return not error.startswith((NO_ROOM, UNKNOWN_IDS))
+
+
+def _without_room(request: Request, context_tokens: int) -> Result | None:
+    """The error result of a prompt that leaves no room for a whole answer; None where there is room."""
+    prompt_tokens = len(request.tokens)
+    if prompt_tokens + request.max_new_tokens <= context_tokens:
+        return None
+    error = (
+        f"{NO_ROOM}: {prompt_tokens} prompt tokens and {request.max_new_tokens} new ones exceed its {context_tokens} tokens; "
+        "shorten the article or ask for fewer new tokens"
+    )
+    return Result(request.request_id, (), "", "error", prompt_tokens, None, None, error)
+
+
+def _partial_row(line: bytes) -> dict[str, Any] | None:
+    """The finished row that a line holds; None where it holds none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(row, dict) or not row.keys() >= PARTIAL_KEYS:
+        return None
+    return row if all(isinstance(row[name], str) for name in ("request_id", "text", "finish_reason")) else None
 
 
 def _read_rows(dataset: Path, splits: Sequence[str], row_limit: int) -> list[dict[str, Any]]:
@@ -265,9 +308,15 @@ def _read_rows(dataset: Path, splits: Sequence[str], row_limit: int) -> list[dic
     rows: list[dict[str, Any]] = []
     for split in splits:
         table = pd.read_parquet(dataset / f"{split}.parquet")
+        absent = [name for name in (*DATASET_TEXTS, "prompt") if name not in table]
+        if absent:
+            raise ScriptsError(f"the split {split} has no column {', '.join(absent)}: make the student data set again.")
         taken = table.head(row_limit) if row_limit else table
-        for record in taken.to_dict("records"):
+        for number, record in enumerate(taken.to_dict("records")):
             row = {str(name): value for name, value in record.items()}
+            wrong = _wrong_value(row)
+            if wrong:
+                raise ScriptsError(f"row {number} of the split {split} {wrong}: make the student data set again.")
             rows.append({**row, "split": split, "prompt": list(row["prompt"])})
     repeated = len(rows) - len({row["chunk_id"] for row in rows})
     if repeated:
@@ -275,6 +324,19 @@ def _read_rows(dataset: Path, splits: Sequence[str], row_limit: int) -> list[dic
     if not rows:
         raise ScriptsError(f"the splits {', '.join(splits)} have no rows: make the student data set again.")
     return rows
+
+
+def _wrong_value(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with a row of the data set; None when it can be generated and written."""
+    for name in DATASET_TEXTS:
+        if not isinstance(row[name], str):
+            return f"(chunk_id {row['chunk_id']!r}) has no text in {name}, but {row[name]!r}"
+    prompt = row["prompt"]
+    messages = list(prompt) if hasattr(prompt, "__iter__") else []
+    texts = [message.get(part) for message in messages if isinstance(message, Mapping) for part in ("role", "content")]
+    if messages and len(texts) == 2 * len(messages) and all(isinstance(text, str) for text in texts):
+        return None
+    return f"(chunk_id {row['chunk_id']!r}) has no prompt of messages with a role and a content"
 
 
 def _table(rows: Sequence[Mapping[str, Any]], done: Mapping[str, Mapping[str, Any]], column: str) -> pd.DataFrame:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newsjuice_pipelines.podcast.judging.script_form import is_empty
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -78,7 +80,10 @@ class Embedder:
 def similarities(
     embedder: Embedder, references: Sequence[str], systems: dict[str, Sequence[str]]
 ) -> dict[str, list[float | None]]:
-    """The cosine (-1 to 1) of each system's texts with the references, row by row; None where either text is empty.
+    """The cosine (-1 to 1) of each system's texts with the references, row by row.
+
+    None where the reference is empty. An empty text is as far from any other as unrelated ones are, 0.0: leaving it out would
+    praise a system for saying nothing.
 
     Args:
         embedder: the encoder.
@@ -90,8 +95,10 @@ def similarities(
     vectors = embedder.embed(texts) if texts else None
 
     def cosine(text: str, reference: str) -> float | None:
-        if vectors is None or not text.strip() or not reference.strip():
+        if vectors is None or is_empty(reference):
             return None
+        if is_empty(text):
+            return 0.0
         return float(min(1.0, vectors[place[text]] @ vectors[place[reference]]))
 
     return {

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from newsjuice_pipelines.podcast.engines import GATE_FILE
-from newsjuice_pipelines.podcast.quantising.gguf_export import FILES, Precision, QuantisingError, export_gguf, unsupported
+from newsjuice_pipelines.podcast.quantising.gguf_export import FILES, Precision, export_gguf
+from newsjuice_pipelines.podcast.quantising.quantised_card import quantised_card
 from newsjuice_pipelines.podcast.quantising.quantised_gate import (
     GateVerdict,
     Reference,
@@ -23,6 +24,8 @@ from newsjuice_pipelines.podcast.quantising.quantised_gate import (
     judge_quantised,
     measure_reference,
 )
+from newsjuice_pipelines.podcast.quantising.source_model import QuantisingError, UnknownModelError, read_source
+from newsjuice_pipelines.podcast.training.base_model import base_identity
 from newsjuice_pipelines.runtime.provenance import file_fingerprint
 from newsjuice_pipelines.runtime.reports import write_json
 
@@ -60,30 +63,35 @@ class QuantiseConfig:
 def quantise_model(model: Path, dataset: Path, out: Path, config: QuantiseConfig = QuantiseConfig()) -> dict[str, Any]:
     """Write the quantised form of a model folder, judge it, and leave the verdict beside it.
 
-    A model that the exporter does not know, and rows to judge it on that are not there, are no errors: the verdict says so
-    with `passed` None, and other engines run the model.
+    A model that the exporter does not know, and too few rows to judge it on, are no errors: the verdict says so with `passed`
+    None, and other engines run the model.
 
     Args:
         model: a model folder in Hugging Face layout with safetensors.
         dataset: folder of the student data set; the gate uses its `validation.parquet`.
-        out: an existing empty directory; gets the GGUF file, tokenizer, configuration and `gate.json`.
+        out: an existing empty directory; gets the GGUF file, tokenizer, configuration, `gate.json` and a model card.
         config: precision and size of the gate.
 
     Returns:
-        Facts, which are those of `gate.json` and the seconds it took.
+        Facts, which are those of `gate.json`.
 
     Raises:
         QuantisingError: the model is damaged or incomplete, or the data set lacks its validation split.
     """
     started = time.monotonic()
+    try:
+        read_source(model)  # before anything loads it
+        reason = None
+    except UnknownModelError as error:
+        reason = str(error)
     for pattern in COPIED_FILES:
         for file in model.glob(pattern):
             shutil.copyfile(file, out / file.name)
-    reason = unsupported(model)
     facts = _without_file(reason) if reason else _quantised(model, dataset, out, config)
     write_json(out / GATE_FILE, facts)
-    logger.info("quantised model: %s", facts["why"])
-    return {**facts, "seconds": round(time.monotonic() - started, 1)}
+    (out / "README.md").write_text(quantised_card(facts), encoding="utf-8")
+    logger.info("quantised model after %.1f s: %s", time.monotonic() - started, facts["why"])
+    return facts
 
 
 def _quantised(model: Path, dataset: Path, out: Path, config: QuantiseConfig) -> dict[str, Any]:
@@ -104,6 +112,7 @@ def _quantised(model: Path, dataset: Path, out: Path, config: QuantiseConfig) ->
             "engine_version": importlib.metadata.version("openvino-genai") if engine_installed() else None,
             **exported,
             "sha256": file_fingerprint(file),
+            "source_identity": base_identity(model)["identity"],
             "source_size_bytes": sum(weights.stat().st_size for weights in model.glob("*.safetensors")),
             "prompts": len(rows),
             **{name: value for name, value in verdict.items() if name not in ("passed", "why")},

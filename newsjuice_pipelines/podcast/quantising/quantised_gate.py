@@ -19,7 +19,8 @@ from newsjuice_pipelines.podcast.engines import EngineError, EngineOptions, Requ
 from newsjuice_pipelines.podcast.engines.openvino_genai import OpenvinoEngine
 from newsjuice_pipelines.podcast.engines.parity import SCORED_POSITIONS, Parity, compare
 from newsjuice_pipelines.podcast.engines.reference import ReferenceEngine
-from newsjuice_pipelines.podcast.quantising.gguf_export import QuantisingError, dequantised
+from newsjuice_pipelines.podcast.quantising.gguf_export import dequantised
+from newsjuice_pipelines.podcast.quantising.source_model import QuantisingError
 from newsjuice_pipelines.podcast.training.base_model import load_model, load_tokenizer
 from newsjuice_pipelines.podcast.training.chat_tokens import encode_example
 from newsjuice_pipelines.runtime.devices import best_device
@@ -32,6 +33,9 @@ MOST_NLL_INCREASE_NATS = 0.02
 # so that the limit gives way by this many standard deviations of a share.
 LEAST_TOP1_AGREEMENT = 0.95
 TOP1_STANDARD_DEVIATIONS = 3
+# On fewer positions than this the agreement's limit has given way by four points and more, so that a form that goes wrong at
+# every tenth token would pass. What fails on so few has still failed.
+LEAST_POSITIONS = 300
 # How much less probable the engine's tokens are, in the student's eyes, than the student's first choice at the same place. One
 # flip between two near-equal tokens costs next to nothing, while the texts that follow from it differ in probability by
 # chance; so this is held against a limit, and the difference between whole answers is only shown.
@@ -70,7 +74,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """The verdict on a quantised form; `passed` is None when a part could not be measured and the other one passed."""
+    """The verdict on a quantised form; `passed` is None when too little could be measured and nothing of that failed."""
 
     passed: bool | None
     why: str
@@ -168,13 +172,15 @@ def judge_quantised(reference: Reference, folder: Path, file: Path) -> GateVerdi
             parity, engine_measures = _judge_engine(reference, folder)
             measures |= engine_measures
         except EngineError as error:
-            broken = str(error)
-    passed, why = _verdict(measures, broken, parity)
+            broken = str(error).replace(f"{folder}/", "")  # where it was made is not what it is
+    passed, why = _verdict(measures, positions, broken, parity)
     logger.info("gate of %s over %d rows, %d positions: %s", file.name, len(reference.rows), positions, why)
     return GateVerdict(passed, why, measures, _finite(nll_nats), reference.nll_nats, positions, parity)
 
 
-def _verdict(measures: dict[str, GateMeasure], broken: str | None, parity: Parity | None) -> tuple[bool | None, str]:
+def _verdict(
+    measures: dict[str, GateMeasure], positions: int, broken: str | None, parity: Parity | None
+) -> tuple[bool | None, str]:
     failed = [name for name, measure in measures.items() if not measure.passed]
     if broken is not None:
         return False, f"the engine cannot run it: {broken}"
@@ -183,6 +189,9 @@ def _verdict(measures: dict[str, GateMeasure], broken: str | None, parity: Parit
         return False, f"not within the limits: {shown}"
     if parity is None:
         return None, "the engine's answers were not measured: the extra cpu-engine is not installed"
+    if positions < LEAST_POSITIONS:
+        few = f"the held-out answers have {positions} tokens, and a verdict needs {LEAST_POSITIONS}"
+        return None, f"too little was measured: {few} (raise gate_prompts, or take a larger data set)"
     return True, f"all {len(measures)} measures are within their limits"
 
 

@@ -13,10 +13,13 @@ from functools import lru_cache
 from types import MappingProxyType
 
 from newsjuice_pipelines.podcast.judging import loops
-from newsjuice_pipelines.podcast.text import names, sentences, spoken_numbers, support
+from newsjuice_pipelines.podcast.text import markup, names, sentences, spoken_numbers, support
+from newsjuice_pipelines.podcast.text.markup import has_markup, has_remark
 from newsjuice_pipelines.podcast.text.sentences import ends_complete
 from newsjuice_pipelines.podcast.text.support import unsupported_names, unsupported_numbers
 from newsjuice_pipelines.runtime.provenance import fingerprint
+
+__all__ = ["PROBLEMS", "copied_share", "filters_version", "has_markup", "script_problem"]
 
 MAX_SCRIPT_WORDS = 300
 MIN_SCRIPT_WORDS = 20  # below it the reply is a remark, not a script
@@ -41,35 +44,9 @@ PROBLEMS: Mapping[str, str] = MappingProxyType(
 )
 """What each reason of `script_problem` means, in the order in which they are looked for."""
 
-_PREAMBLE = re.compile(
-    r"\W*(?:(?:sure|certainly|of course|absolutely|okay)\b[^.!?\n]{0,40}!|"
-    r"(?:(?:sure|certainly|of course|absolutely|okay)\b[,.:]?\s+)?"
-    r"(?:here(?:'s|’s| is| are)|below is|i(?:'ve|’ve| have) (?:written|prepared|created))\b[^.!?\n]{0,60}"
-    r"\b(?:script|transcript|draft|rewrite)\b|"
-    r"(?:podcast |episode )?(?:script|transcript|title)\s*:)",
-    re.IGNORECASE,
-)
 _REFUSAL = re.compile(
     r"\W*(?:i(?:'m|’m| am) (?:sorry|unable|not able)|i can(?:not|'t|’t) (?:help|write|create|provide|assist)|as an ai\b)",
     re.IGNORECASE,
-)
-_REMARK_BEHIND = re.compile(
-    r"\b(?:let me know if you(?:['’]d|\s+would|\s+want|\s+need)|would you like me to|i hope this (?:script|helps)|word count|"
-    r"feel free to (?:adjust|edit|change))\b",
-    re.IGNORECASE,
-)
-_REMARK_REACH = 200  # characters from the end in which a remark behind the script begins
-_MARKUP = re.compile(
-    r"\*\*|__|```|<\|[^|]*\|>|</?[a-z][^<>]*>|"
-    r"^[^\S\n]*#{1,6}\s|^[^\S\n]*[-*•]\s|"  # headings, lists
-    r"https?://|\bwww\.\w|\w@\w+\.\w|"
-    r"\*\w[^*\n]{0,60}\*|"  # emphasis
-    r"\[[^\]]{0,80}\]|"
-    r"[(*][^()*]{0,40}\b(?:music|jingle|sound effect|pauses?|sfx|applause|intro|outro|laughs|chuckles|sighs|whoosh)\b"
-    r"[^()*]{0,40}[)*]|"
-    r"^[^\S\n]*(?:host|narrator|speaker|announcer|anchor)(?: \w+)?[^\S\n]*:|(?-i:^[^\S\n]*[A-Z][A-Z .]{2,20}:)|"  # who speaks
-    r"[\U0001F300-\U0001FAFF\u2600-\u27BF\u266A-\u266C]",  # emoji, notes
-    re.IGNORECASE | re.MULTILINE,
 )
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
@@ -82,13 +59,8 @@ def script_problem(script: str, article: str) -> str | None:
 @lru_cache(maxsize=1)
 def filters_version() -> str:
     """A name for the rules as they are now: another one as soon as a line of their code changes."""
-    modules = (sys.modules[__name__], support, names, spoken_numbers, sentences, loops)
+    modules = (sys.modules[__name__], support, names, spoken_numbers, sentences, markup, loops)
     return fingerprint([inspect.getsource(module) for module in modules])[:12]
-
-
-def has_markup(text: str) -> bool:
-    """Whether `text` holds something that cannot be spoken: markup, a link, a list, a stage direction, a speaker label."""
-    return bool(_MARKUP.search(text))
 
 
 def copied_share(script: str, article: str) -> float:
@@ -111,7 +83,7 @@ def _form_problem(script: str) -> str | None:
         return "refusal"
     if words < MIN_SCRIPT_WORDS:
         return "too_short"
-    if _PREAMBLE.match(script) or _REMARK_BEHIND.search(script[-_REMARK_REACH:]):
+    if has_remark(script):
         return "preamble"
     if has_markup(script):
         return "markup"

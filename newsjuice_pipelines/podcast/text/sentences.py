@@ -31,7 +31,8 @@ _OPENERS = _words(
 )
 _CLOSERS = "\"'”’»)]}"
 _OPENING = "\"'“‘«([{¿¡"
-_END = re.compile(rf"(?:[.!?…]+[{re.escape(_CLOSERS)}]*(?=\s|$)|[。！？]+[」』”’]*)")
+# Starts at the first mark of a run and gives none back: a long run of dots is read once, not from each of its dots.
+_END = re.compile(rf"(?:(?<![.!?…])[.!?…]++[{re.escape(_CLOSERS)}]*+(?=\s|$)|[。！？]+[」』”’]*)")
 _PARAGRAPH = re.compile(r"\n[^\S\n]*\n\s*")
 _LAST_WORD = re.compile(r"[^\s(\[{\"“‘'—–-]+$")
 _NEXT_WORD = re.compile(r"[\w'’]+")

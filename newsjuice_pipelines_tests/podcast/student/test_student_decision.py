@@ -56,7 +56,7 @@ def test_a_student_that_reaches_everything_is_adopted_though_nobody_judged_it() 
 @pytest.mark.parametrize(
     ("changed", "reason", "change"),
     [
-        ({"p95": 7.5}, "slowest scripts (p95, s), against the teacher's p50", "7.5 must become below 7.5"),
+        ({"p95": 7.5}, "slowest scripts (p95, s), against the teacher's p50", "7.5 must become below 7.5\n"),
         ({"teacher_p50": None}, "slowest scripts (p95, s), against the teacher's p50", "not measured; write teacher scripts"),
         ({"passes": 0.93}, "format passes", "0.93 must become at least 0.98 (0.05 more)"),
         ({"names": -0.021}, "names supported, against the teacher", "-0.021 must become at least -0.02"),

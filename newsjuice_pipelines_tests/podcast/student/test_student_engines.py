@@ -11,6 +11,7 @@ import pytest
 
 from newsjuice_pipelines.podcast.engines import Engine, EngineError, EngineOptions, Request, open_engine
 from newsjuice_pipelines.podcast.engines import transformers_batch as batching
+from newsjuice_pipelines.podcast.engines.loaded import of_like_length
 from newsjuice_pipelines.podcast.training.base_model import load_tokenizer
 from newsjuice_pipelines.podcast.training.chat_tokens import encode_prompt
 
@@ -206,6 +207,36 @@ def test_a_batch_that_fails_is_run_once_more_with_half_as_many_at_once(
     assert found == answers(reference, requests)
 
 
+def test_requests_of_like_length_go_together() -> None:
+    assert of_like_length([90, 10, 21, 20, 500, 41], int) == [[10, 20], [21, 41], [90], [500]]
+    assert of_like_length([], int) == []
+
+
+def test_a_request_too_long_for_the_memory_leaves_the_others_alone(
+    batch: Any, reference: Engine, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.generation.continuous_batching import ContinuousBatchingManager
+
+    start, sizes = ContinuousBatchingManager.start, list[int]()
+
+    def fail_without_memory(self: Any) -> None:
+        sizes.append(self.continuous_batching_config.num_blocks)
+        if sizes[-1] > 8:
+            raise RuntimeError("the memory is full")
+        start(self)
+
+    monkeypatch.setattr(ContinuousBatchingManager, "start", fail_without_memory)
+    batch._forget_manager()
+    long = Request("long", requests[0].tokens, 512 - len(requests[0].tokens))
+
+    results = {result.request_id: result for result in batch.generate([requests[0], long, *requests[1:]])}
+
+    pages = sorted((len(request.tokens) + request.max_new_tokens + 63) // 64 + 1 for request in requests)
+    assert sizes[0] == 9 + sum(pages[-2:])  # three places, of which one holds the long one
+    assert results.pop("long").error == "continuous batching could not start: the memory is full"
+    assert {name: result.tokens for name, result in results.items()} == answers(reference, requests)
+
+
 def test_a_batch_that_goes_on_failing_is_reported_and_leaves_the_next_one_alone(
     batch: Any, requests: list[Request], quick_polls: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -264,7 +295,8 @@ def test_a_batch_that_cannot_start_is_tried_once_more_and_then_reported(
 def test_the_cache_of_a_batch_serves_the_next_one_unless_it_is_too_small(merged: Made, requests: list[Request]) -> None:
     engine: Any = open_engine("transformers", merged[0], device="cpu", options=EngineOptions(concurrent_requests=2))
     caches: list[Any] = []
-    for some in (requests[:3], requests[:2], requests[:1], requests[4:]):
+    longer = Request("longer", requests[0].tokens, 300)
+    for some in (requests[:3], requests[:2], requests[:1], [longer, requests[0]]):
         answers(engine, some)
         caches.append(engine._loaded.model._cached_continuous_batching_manager)
 

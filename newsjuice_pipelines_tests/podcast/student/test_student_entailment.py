@@ -135,6 +135,11 @@ def test_the_best_window_of_a_long_article_counts(model: EntailmentModel, place:
     assert model.probabilities(" ".join(words), ["people came ."])[0] > 0.5
 
 
+def test_an_empty_article_entails_nothing_and_is_not_measured(model: EntailmentModel) -> None:
+    assert model.probabilities(" ", ["people came ."]) is None
+    assert entailed_shares(model, ["", "a bridge ."], ["People came."] * 2) == [None, 1.0]
+
+
 def test_a_sentence_too_long_for_the_model_is_not_entailed(model: EntailmentModel) -> None:
     assert model.probabilities("a bridge .", ["the town " * 30, "the town", ""]) == [
         0.0,
@@ -180,6 +185,16 @@ def test_a_folder_without_a_model_is_refused(folder: Path, tmp_path: Path, lost:
     copy = tmp_path / "copy@2"  # the sign is a part of the folder's name here
     shutil.copytree(folder, copy)
     (copy / lost).unlink()
+
+    with pytest.raises(EntailmentError, match="cannot be loaded"):
+        EntailmentModel.load(str(copy))
+
+
+def test_damaged_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(folder, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
 
     with pytest.raises(EntailmentError, match="cannot be loaded"):
         EntailmentModel.load(str(copy))

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -58,6 +59,13 @@ def test_a_whole_script_passes() -> None:
         ("Response: " + GOOD, ["markers"]),
         ("**Narrator (introduction):** " + GOOD, ["markers"]),
         (GOOD + " The script must be no longer than 300 words. Goodbye.", ["markers"]),
+        ("[Intro music] " + GOOD, ["markers"]),
+        ("ANNA: " + GOOD, ["markers"]),
+        ("Sure! Here's a podcast script for you:\n\n" + GOOD, ["markers"]),
+        ("# Podcast\n" + GOOD, ["markers"]),
+        ("I am [Host Name]. " + GOOD, ["markers"]),
+        ("- " + GOOD, ["markers"]),
+        (GOOD + " I hope this script helps you.", ["markers"]),
         ("Welcome back. Goodbye.", ["too_short"]),
         (f"{OPENING} {' '.join(f'Word{number}.' for number in range(301))} {CLOSING}", ["too_long"]),
         (f"{STORY} The long way round takes ten minutes by lorry and twelve by bus. {CLOSING}", ["no_opening"]),
@@ -155,8 +163,24 @@ def test_the_free_teacher_passes_on_real_articles_and_their_lead_sentences_do_no
     assert sum(measures.no_closing or False for measures in leads) / len(leads) > 0.85
 
 
-def test_a_script_that_talks_about_a_response_holds_no_marker() -> None:
-    assert not measure_script("The mayor's response was short: no.").markers
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "The mayor's response was short: no.",
+        "The response should be swift.",
+        "Question: who pays?",
+        "Response to the flood: slow.",
+        "Speaker of the House: he has left.",
+        "Host nation Greece has a plan: it wins.",
+    ],
+)
+def test_ordinary_prose_holds_no_marker(sentence: str) -> None:
+    assert not measure_script(sentence).markers
+
+
+@pytest.mark.parametrize("run", ["a" + "\n" * 50_000 + "b", "." * 50_000 + "a", " " * 50_000, "#" * 50_000, "('a" * 15_000])
+def test_a_long_run_of_signs_takes_no_time(run: str) -> None:
+    assert not measure_script(run, "An article.").passes
 
 
 def test_word_lists_are_not_held_against_a_script_in_another_language() -> None:
@@ -192,6 +216,10 @@ def test_numbers_may_be_written_out_in_the_article() -> None:
 ARTICLE_WITH_QUOTATION = (
     "The mayor said: \u201cWe did not  expect this,\u201d and left. \u2018I don\u2019t know why\u2019, said Ann."
 )
+SAID = [
+    marks.format("We did not expect this.")
+    for marks in ("'{}'", "„{}“", "«{}»", "« {} »", "»{}«", "”{}”", "``{}''", "&quot;{}&quot;", "＂{}＂", "‘{}’", "“{}”")
+]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +234,13 @@ ARTICLE_WITH_QUOTATION = (
         ("He reads “Good Girl” and says “no”.", 0, ()),
         ("It is 5\" long, and the river's bank, the mayor's house and the boys' school are old.", 0, ()),
         ("", 0, ()),
+        *((f"She said: {said}", 1, ()) for said in SAID),
+        *((f"She said: {said.replace('expect', 'burn')}", 1, ("We did not burn this.",)) for said in SAID),
+        ('She said:"We did not burn this."', 1, ("We did not burn this.",)),
+        ("‘We’ll burn all the players’ hospitals in town.’", 1, ("We'll burn all the players' hospitals in town.",)),
+        ("'We'll burn all the players' hospitals in town.'", 1, ("We'll burn all the players' hospitals in town.",)),
+        ("Rock 'n' roll is the boys' favourite, and 'tis the season for the girls'.", 0, ()),
+        ("In the '90s the players', girls' and dogs' lives were good.", 0, ()),
     ],
 )
 def test_quotations_must_stand_in_the_article_word_for_word(script: str, found: int, unsupported: tuple[str, ...]) -> None:
@@ -291,6 +326,12 @@ def test_articles_hang_together_over_ids_and_texts() -> None:
     assert article_clusters(["a", "a", "b", "c", "d"], ["x", "y", "y", "z", "x"]) == ["a", "a", "a", "c", "a"]
 
 
+def test_articles_without_an_id_hang_together_by_their_text_alone() -> None:
+    clusters = article_clusters(["", "", "", "a"], ["x", "y", "x", "y"])
+
+    assert clusters[0] == clusters[2] != clusters[1] == clusters[3]
+
+
 def test_what_no_script_allows_to_measure_is_none() -> None:
     assert summarise([measure_script("No numbers.", "None.").values()], ["a"])["numbers_supported"]["value"] is None
 
@@ -316,8 +357,8 @@ def test_the_failures_of_the_original_student_are_found_again(real_data: Path) -
     assert share("cut_off", "empty") == pytest.approx(0.77, abs=0.04)
     assert share("too_short", "empty") == pytest.approx(0.33, abs=0.02)
     assert share("too_long") == pytest.approx(0.14, abs=0.02)
-    # 14 % hold labels of the prompt; further ones repeat its instructions or carry speaker's labels and emphasis.
-    assert 0.14 < share("markers") < 0.25
+    # 14 % hold labels of the prompt; further ones repeat its instructions, or hold emphasis, stage directions and addresses.
+    assert share("markers") == pytest.approx(0.289, abs=0.005)
     # The earlier check called five words that come twice a loop (29 %), which blames ordinary prose as well.
     assert 0.15 < share("looping") < 0.29
     # 17 % passed the earlier check, which asked for no opening and no closing.
@@ -330,4 +371,6 @@ def test_human_news_hardly_ever_counts_as_looping(real_data: Path) -> None:
     articles = [" ".join(json.loads(line)["content"].split()[:250]) for line in lines]
 
     assert sum(measure_script(text).looping for text in articles) / len(articles) < 0.03
-    assert not any(measure_script(text).markers for text in articles)
+    # What marks them are additions in square brackets within quotations, which a speaker cannot say either.
+    assert sum(measure_script(text).markers for text in articles) / len(articles) < 0.03
+    assert not any(measure_script(re.sub(r"\[[^]]*\]", "", text)).markers for text in articles)

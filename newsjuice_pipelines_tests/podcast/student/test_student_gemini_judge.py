@@ -50,6 +50,45 @@ def test_an_answer_that_a_crash_tore_is_asked_for_again(server: GeminiServer, tm
     assert gemini_judge(server.client, MODEL, answers)("two?") == "WINNER: B"
 
 
+def test_a_damaged_answer_among_the_kept_ones_is_asked_for_again(
+    server: GeminiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = tmp_path / "judge.jsonl"
+    server.always(script_answer("WINNER: B"))
+    first = gemini_judge(server.client, MODEL, answers)
+    for question in ("one?", "two?", "three?"):
+        first(question)
+    lines = answers.read_bytes().splitlines(keepends=True)
+    answers.write_bytes(lines[0] + b'\xff{"key"\n' + lines[2])
+
+    again = gemini_judge(server.client, MODEL, answers)
+
+    assert [again(question) for question in ("one?", "two?", "three?")] == ["WINNER: B"] * 3
+    assert asked(server) == 4
+    assert "line 2 of" in caplog.text
+
+
+def test_an_empty_answer_is_not_kept_and_its_reason_is_logged_once(
+    server: GeminiServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers = tmp_path / "judge.jsonl"
+    server.prepare(*[script_answer(None, finish_reason="MAX_TOKENS")] * 2, script_answer("WINNER: A"))
+    ask = gemini_judge(server.client, MODEL, answers)
+
+    assert [ask("one?"), ask("two?")] == ["", ""]
+    assert not answers.exists()
+    assert caplog.text.count("MAX_TOKENS") == 1
+    assert gemini_judge(server.client, MODEL, answers)("one?") == "WINNER: A"
+
+
+def test_a_model_whose_thinking_cannot_be_switched_down_has_room_for_it(server: GeminiServer, tmp_path: Path) -> None:
+    server.always(script_answer("WINNER: A"))
+    for model in (MODEL, "gemini-9-pro"):
+        gemini_judge(server.client, model, tmp_path / "judge.jsonl")("one?")
+
+    assert [received.body["generationConfig"]["maxOutputTokens"] for received in server.received] == [512, 4096]
+
+
 def test_what_passes_is_tried_again_and_what_does_not_stops(server: GeminiServer, tmp_path: Path) -> None:
     server.prepare(error_answer(503, "UNAVAILABLE"), script_answer("WINNER: TIE"), error_answer(403, "PERMISSION_DENIED"))
     ask = gemini_judge(server.client, MODEL, tmp_path / "judge.jsonl", waits_s=(0.0,))

@@ -26,20 +26,22 @@ from newsjuice_pipelines.podcast.training.base_model import load_tokenizer
 Made = tuple[Path, dict[str, Any]]
 Open = Callable[[EngineOptions], Engine]
 CONFIG = LatencyConfig(prompts=3, max_new_tokens=16, batches=(1, 4), rounds=2)
-NO_TEACHER = pd.DataFrame({"latency_s": [], "cost_usd": [], "model": [], "mode": []})
+NO_TEACHER = pd.DataFrame({"latency_s": [], "cost_usd": [], "model": [], "mode": [], "status": []})
 
 
 class WrittenEngine:
     """Answers each request with times that are written down here: it shows what is made of them, and what was asked."""
 
-    def __init__(self, options: EngineOptions, *, most: int = 128, device: str = "cpu: 2 CPU cores") -> None:
-        self.options, self.most, self.device = options, most, device
+    def __init__(
+        self, options: EngineOptions, *, most: int = 128, device: str = "cpu: 2 CPU cores", context_tokens: int = 4096
+    ) -> None:
+        self.options, self.most, self.device, self.context_tokens = options, most, device, context_tokens
         self.asked: list[Request] = []
         self.closed = False
 
     def capabilities(self) -> Capabilities:
         together = min(self.options.concurrent_requests or self.most, self.most)
-        return Capabilities("written", self.device, "int8", together, True, 4096)
+        return Capabilities("written", self.device, "int8", together, True, self.context_tokens)
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Result]:
         for request in requests:
@@ -69,7 +71,7 @@ def measured(
     single: list[dict[str, Any]], batches: Sequence[dict[str, Any]] = (), device: str = "cpu: 2 CPU cores"
 ) -> dict[str, Any]:
     """What `measure_latency` returns for these timings; the batch of one is the single stream."""
-    alone = {"timings": single, "wall_s": 5.0 * len(single), "memory_mib": 900}
+    alone = {"timings": single, "repeated": 0, "wall_s": 5.0 * len(single), "memory_mib": 900}
     capabilities = {"engine": "written", "device": device, "dtype": "int8", "concurrent_requests": 1}
     return {
         "engine": capabilities,
@@ -81,14 +83,18 @@ def measured(
 
 
 def eight(count: int = 16, wall_s: float = 20.0) -> dict[str, Any]:
-    run = {"timings": timings(count), "wall_s": wall_s, "memory_mib": 1200}
+    run = {"timings": timings(count), "repeated": 4, "wall_s": wall_s, "memory_mib": 1200}
     return {"batch": 8, "concurrent_requests": 8, "why": None, **run}
 
 
 def teacher(
-    seconds: Sequence[float | None], usd: float | None = 0.0005, mode: str = "online", model: str = "gemini-3.5-flash-lite"
+    seconds: Sequence[float | None],
+    usd: float | None = 0.0005,
+    mode: str = "online",
+    model: str = "gemini-3.5-flash-lite",
+    status: str = "ok",
 ) -> Any:
-    return pd.DataFrame({"latency_s": list(seconds), "cost_usd": usd, "model": model, "mode": mode})
+    return pd.DataFrame({"latency_s": list(seconds), "cost_usd": usd, "model": model, "mode": mode, "status": status})
 
 
 @pytest.fixture(scope="module")
@@ -196,11 +202,68 @@ def test_the_memory_of_a_server_is_not_measured(measure: Any) -> None:
 def test_the_warm_up_does_not_count_and_reads_no_prompt_that_is_timed(measure: Any) -> None:
     found, (engine,) = measure(LatencyConfig(prompts=4, max_new_tokens=9, batches=(1,)))
 
-    warm_up, timed = engine.asked[:4], engine.asked[4:]
-    assert {request.max_new_tokens for request in warm_up} == {4}
+    warm_up, timed = engine.asked[:1], engine.asked[1:]
     assert {request.max_new_tokens for request in timed} == {9}
     assert not {request.tokens for request in warm_up} & {request.tokens for request in timed}
     assert [entry["request_id"] for entry in found["single_stream"]["timings"]] == [request.request_id for request in timed]
+
+
+def test_the_warm_up_takes_each_place_and_the_room_of_whole_answers(measure: Any) -> None:
+    _, (_, engine) = measure(LatencyConfig(prompts=1, max_new_tokens=40, batches=(1, 3), rounds=2))
+
+    warm_up, timed = engine.asked[:3], engine.asked[3:]
+    room = [[len(request.tokens) + request.max_new_tokens for request in requests] for requests in (warm_up, timed)]
+    assert len(timed) == 6
+    assert [request.max_new_tokens for request in warm_up] == [40, 4, 4]
+    assert room[0] == sorted(room[1], reverse=True)[:3]
+
+
+def test_a_prompt_too_long_for_the_model_does_not_stand_for_the_longest_in_the_warm_up(measure: Any, dataset: Path) -> None:
+    _, (whole,) = measure(LatencyConfig(prompts=4, max_new_tokens=40, batches=(1,)))
+    by_length = sorted(len(request.tokens) for request in whole.asked[1:])
+    room = by_length[-1] + 39
+
+    _, (engine,) = measure(LatencyConfig(prompts=4, max_new_tokens=40, batches=(1,)), context_tokens=room)
+
+    fitting = [length for length in by_length if length < by_length[-1]]
+    assert [len(request.tokens) for request in engine.asked[:-4]] == fitting[-1:]
+
+
+def test_nothing_is_made_ready_while_a_real_engine_is_timed(
+    open_transformers: Open, merged: Made, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers.generation.continuous_batching import ContinuousBatchingManager
+
+    made: list[object] = []
+    create = ContinuousBatchingManager.__init__
+
+    def noted(manager: Any, *args: Any, **settings: Any) -> None:
+        made.append(manager)
+        create(manager, *args, **settings)
+
+    monkeypatch.setattr(ContinuousBatchingManager, "__init__", noted)
+
+    measure_latency(
+        dataset,
+        load_tokenizer(merged[0]),
+        open_transformers,
+        LatencyConfig(prompts=2, max_new_tokens=12, batches=(1, 10), rounds=1),
+    )
+
+    assert len(made) == 2  # one for each engine, in its warm-up
+
+
+def test_prompts_that_were_asked_before_are_counted_over_the_whole_measurement(measure: Any, tmp_path: Path) -> None:
+    found, _ = measure(LatencyConfig(prompts=3, batches=(1, 2, 8), rounds=1))
+
+    # Four prompts: three are asked alone; of the two by two at least one again; then all, and each once more.
+    single = {entry["request_id"] for entry in found["single_stream"]["timings"]}
+    pair = {entry["request_id"] for entry in found["batches"][1]["timings"]}
+    repeated = [entry["repeated"] for entry in found["batches"]]
+    assert repeated == [0, len(pair & single), 8 - len({"a1019:0#0", "a1020:0#0", "a1021:0#0", "a1022:0#0"} - single - pair)]
+    results = latency_report(found, {}, NO_TEACHER, tmp_path)
+    assert [entry["repeated"] for entry in results["batches"]] == repeated
+    assert "A server that caches prompts" in (tmp_path / "report.md").read_text()
 
 
 def test_the_prompts_cover_the_lengths_of_the_split(base: Path, make_dataset: Callable[..., Path], tmp_path: Path) -> None:
@@ -212,7 +275,7 @@ def test_the_prompts_cover_the_lengths_of_the_split(base: Path, make_dataset: Ca
 
     measure_latency(dataset, load_tokenizer(base), lambda _: _with_one(engine), LatencyConfig(prompts=4, batches=(1,)))
 
-    lengths = sorted(len(request.tokens) for request in engine.asked[4:])
+    lengths = sorted(len(request.tokens) for request in engine.asked[1:])
     gaps = [after - before for before, after in pairwise(lengths)]
     assert max(gaps) <= 1.5 * min(gaps)
 
@@ -295,8 +358,19 @@ def test_an_engine_without_first_token_times_leaves_the_shares_open(tmp_path: Pa
     assert results["answer"].startswith("Where the time goes was not measured")
 
 
+def test_scripts_of_one_token_do_not_say_where_the_time_goes(tmp_path: Path) -> None:
+    short = timings(5, new_tokens=1, latency_s=0.5)
+
+    alone = latency_report(measured(short), {}, NO_TEACHER, tmp_path)
+    mixed = latency_report(measured([*short, *timings(2)]), {}, NO_TEACHER, tmp_path)
+
+    assert alone["answer"].startswith("Where the time goes was not measured: no script of two tokens or more")
+    assert mixed["single_stream"]["prefill_share"] == pytest.approx((0.5 + 0.5) / (4.5 + 40.5))
+    assert "(2 scripts of two tokens or more, one at a time)" in mixed["answer"]
+
+
 def test_a_machine_that_reads_longer_than_it_writes_is_said_to(tmp_path: Path) -> None:
-    slow = {"prefill_share": 0.7, "decode_share": 0.3, "measured": 4}
+    slow = {"prefill_share": 0.7, "decode_share": 0.3, "decoded": 4}
 
     assert where_the_time_goes(slow).startswith("The original blamed prefill, and here it is right: prefill takes 70.0 %")
 
@@ -310,6 +384,28 @@ def test_the_cost_is_the_hourly_price_by_the_scripts_of_the_best_batch(tmp_path:
     assert cost["student_usd_per_1000"] == pytest.approx(0.7068 / 2880 * 1000)
     assert cost["teacher_usd_per_1000"] == pytest.approx(0.5)
     assert "seen on 2025-03-06" in (tmp_path / "report.md").read_text()
+
+
+def test_a_batch_with_failed_requests_sets_no_price(tmp_path: Path) -> None:
+    broken = {"finish_reason": "error", "ttft_s": None, "latency_s": None, "new_tokens": 0, "error": "out of memory"}
+    failed = {**eight(wall_s=0.1), "timings": [*timings(1), *timings(15, **broken)]}
+    config = LatencyConfig(hourly_usd=1.0)
+
+    cost = latency_report(measured(timings(4), [failed]), {}, NO_TEACHER, tmp_path, config)["cost"]
+
+    assert (cost["batch"], cost["scripts_per_hour"]) == (1, 4 / 20 * 3600)
+    assert cost["why"] == "batches with failed requests are left out (8 at once)"
+    assert cost["why"] in (tmp_path / "report.md").read_text()
+
+
+def test_without_a_whole_batch_there_is_no_price(tmp_path: Path) -> None:
+    broken = {"finish_reason": "error", "ttft_s": None, "latency_s": None, "new_tokens": 0, "error": "out of memory"}
+    rows = [*timings(3), *timings(1, **broken)]
+
+    cost = latency_report(measured(rows), {}, NO_TEACHER, tmp_path, LatencyConfig(hourly_usd=1.0))["cost"]
+
+    assert cost["student_usd_per_1000"] is None
+    assert cost["why"] == "batches with failed requests are left out (1 at once)"
 
 
 def test_an_own_price_wins_over_the_table(tmp_path: Path) -> None:
@@ -355,6 +451,34 @@ def test_the_teachers_single_calls_are_held_beside_the_student(tmp_path: Path) -
     assert taught["usd_per_1000"] == pytest.approx(1000 * (3 * 0.0005 + 0.0001) / 4)
     assert results["student_over_teacher"] == pytest.approx(4.5 / 8.0)
     assert "1 answers of batch jobs have no time of their own" in (tmp_path / "report.md").read_text()
+
+
+def test_a_rejected_script_of_the_teacher_costs_but_has_no_time(tmp_path: Path) -> None:
+    calls = pd.concat(
+        [
+            teacher([8.0] * 4, usd=0.01),
+            teacher([0.2] * 4, usd=0.01, status="rejected"),
+            teacher([None] * 2, usd=None, status="not_asked"),
+        ]
+    )
+
+    taught = latency_report(measured(timings(4)), {}, calls, tmp_path)["teacher"]
+
+    assert taught["latency_p50_s"] == 8.0
+    assert taught["usd_per_1000"] == pytest.approx(20.0)
+    assert (taught["calls"], taught["usable"], taught["measured"]) == (8, 4, 4)
+    assert "Of the teacher's 8 calls, 4 gave a script that can be used" in (tmp_path / "report.md").read_text()
+
+
+def test_the_free_teacher_does_not_make_the_hosted_one_cheaper(tmp_path: Path) -> None:
+    calls = pd.concat([teacher([8.0] * 2, usd=0.01), teacher([None] * 18, usd=0.0, model="extractive")])
+
+    taught = latency_report(measured(timings(4)), {}, calls, tmp_path)["teacher"]
+
+    assert taught["usd_per_1000"] == pytest.approx(10.0)
+    assert taught["models"] == ["gemini-3.5-flash-lite"]
+    assert (taught["calls"], taught["free_calls_left_out"]) == (2, 18)
+    assert "18 scripts of the free extractive teacher are left out" in (tmp_path / "report.md").read_text()
 
 
 def test_the_free_teacher_is_called_what_it_is(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """The engine for OpenAI-compatible servers, against a real server on loopback that runs the micro model."""
 
+import json
 import logging
 import socket
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,7 @@ import pytest
 
 from newsjuice_pipelines.benchmarks.openai_server import OpenAIServer, ServerConfig
 from newsjuice_pipelines.podcast.engines import Engine, EngineError, EngineOptions, Request, Result, open_engine, openai_server
-from newsjuice_pipelines.podcast.engines.completion_stream import _server_sent
+from newsjuice_pipelines.podcast.engines.completion_stream import ServerError, _event, _server_sent
 from newsjuice_pipelines.podcast.engines.openai_server import OpenAIServerEngine
 from newsjuice_pipelines.podcast.training.base_model import load_tokenizer
 from newsjuice_pipelines.podcast.training.chat_tokens import encode_prompt
@@ -199,6 +202,19 @@ def test_the_api_key_is_sent_and_never_shown(
     assert key not in caplog.text + repr(engine) + repr(engine.capabilities())
 
 
+def test_a_long_key_is_removed_before_a_message_is_cut(model: Path, serve: Any, requests: list[Request]) -> None:
+    key = "s3cret" * 46  # reaches beyond the characters that are shown
+    server = serve(token=key, faults=deque([404]))
+    engine = connect(model, server, key)
+
+    (result,) = engine.generate(requests[:1])
+    with pytest.raises(ServerError) as caught:
+        _event(f'{{"choices": [{{"text": 5, "from": "{key}"}}]}}', engine._client)
+
+    assert "Bearer ***" in (result.error or "")
+    assert "s3cret" not in (result.error or "") + str(caught.value)
+
+
 def test_a_key_that_no_header_can_hold_is_refused_without_repeating_it(model: Path, serve: Any) -> None:
     with pytest.raises(EngineError, match="NEWSJUICE_SERVER_API_KEY") as caught:
         connect(model, serve(), "s3cret\nfrom a file")
@@ -223,6 +239,11 @@ def test_a_key_that_the_server_refuses_says_what_to_set(key: str | None, model: 
         ("file:///etc/passwd", "must be an http or https address"),
         ("127.0.0.1:8000", "must be an http or https address"),
         ("http://", "must be an http or https address"),
+        ("http://[::1/v1", "must be an http or https address"),
+        ("http://127.0.0.1:notaport/v1", "must be an http or https address"),
+        ("http://127.0.0.1:99999/v1", "must be an http or https address"),
+        ("http://host\x00/v1", "must be an http or https address"),
+        (f"http://{'a' * 70}.invalid/v1", "no server answers at"),
     ],
 )
 def test_an_address_that_is_none_is_refused(url: str | None, named: str, model: Path) -> None:
@@ -230,7 +251,16 @@ def test_an_address_that_is_none_is_refused(url: str | None, named: str, model: 
         open_engine("vllm", model, options=EngineOptions(server_url=url))
 
 
-@pytest.mark.parametrize("url", ["http://user:s3cret@127.0.0.1:1/v1", "http://127.0.0.1:1/v1?key=s3cret"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://user:s3cret@127.0.0.1:1/v1",
+        "http://127.0.0.1:1/v1?key=s3cret",
+        "user:s3cret@127.0.0.1:1/v1",
+        "//user:s3cret@[::1/v1",
+        "http:/127.0.0.1/v1#s3cret",
+    ],
+)
 def test_an_address_with_a_secret_is_refused_without_repeating_it(url: str, model: Path) -> None:
     with pytest.raises(EngineError, match="give the plain address") as caught:
         open_engine("vllm", model, options=EngineOptions(server_url=url))
@@ -284,3 +314,71 @@ def test_an_unusual_line_end_inside_of_a_text_does_not_cut_an_event() -> None:
     pieces = [stream[start : start + 7] for start in range(0, len(stream), 7)]
 
     assert list(_server_sent(iter(pieces))) == ['{"text": "one\u2028two\x85three"}']
+
+
+@pytest.fixture
+def reply() -> Iterator[Callable[..., str]]:
+    """Starts servers that answer completions with these texts one after another, then keep silent; gives their address."""
+    servers: list[ThreadingHTTPServer] = []
+    over = threading.Event()
+
+    def start(*texts: list[str]) -> str:
+        left = deque(texts)
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # connections are used again
+
+            def do_GET(self) -> None:
+                self.send(json.dumps({"data": [{"id": "micro"}]}))
+
+            def do_POST(self) -> None:
+                self.rfile.read(int(self.headers["Content-Length"]))
+                if not left:
+                    over.wait(5)
+                    self.close_connection = True
+                    return
+                events: list[dict[str, Any]] = [{"text": text} for text in left.popleft()] + [{"finish_reason": "stop"}]
+                self.send("".join(f"data: {json.dumps({'choices': [event]})}\n\n" for event in events))
+
+            def send(self, body: str) -> None:
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body.encode())
+
+            def log_message(self, format: str, *args: Any) -> None:
+                """No lines on standard error."""
+
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        servers[-1].daemon_threads = True
+        threading.Thread(target=servers[-1].serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}/v1"
+
+    yield start
+    over.set()
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.mark.parametrize("places", [1, 2])  # the first one uses the connection of the list of models again
+def test_whoever_stops_reading_does_not_wait_for_a_silent_server(
+    places: int, model: Path, reply: Any, requests: list[Request]
+) -> None:
+    options = EngineOptions(server_url=reply(["Hi."]), concurrent_requests=places)
+    results = iter(OpenAIServerEngine(model, CPU, options).generate(requests[:4]))
+    assert next(results).text == "Hi."
+    time.sleep(0.2)  # now the others wait for the server
+
+    started = time.perf_counter()
+    results.close()  # type: ignore[attr-defined]
+
+    assert time.perf_counter() - started < 2.0
+
+
+def test_half_a_character_in_an_answer_harms_nothing(model: Path, reply: Any, requests: list[Request]) -> None:
+    options = EngineOptions(server_url=reply(["Hello \ud83d", "\ude00 and \ud83d there."]), concurrent_requests=1)
+
+    (result,) = OpenAIServerEngine(model, CPU, options).generate(requests[:1])
+
+    assert (result.text, result.finish_reason) == ("Hello \N{GRINNING FACE} and \ufffd there.", "eos")

@@ -88,8 +88,16 @@ def tokens_of(results: list[Result]) -> dict[str, tuple[int, ...]]:
 @installed
 @pytest.mark.parametrize(
     "options",
-    [{}, {"concurrent_requests": 1}, {"concurrent_requests": 3}, {"prompt_lookup_tokens": 4}],
-    ids=["eight at once", "one at once", "three at once", "prompt lookup"],
+    [
+        {},
+        {"concurrent_requests": 1},
+        {"concurrent_requests": 3},
+        {"prompt_lookup_tokens": 4},
+        {"prefix_cache": True},
+        {"prefix_cache": True, "concurrent_requests": 1},
+        {"prefix_cache": True, "prompt_lookup_tokens": 4},
+    ],
+    ids=["eight at once", "one at once", "three at once", "prompt lookup", "prefixes", "prefixes of one", "prefixes and lookup"],
 )
 def test_the_engine_gives_the_tokens_of_the_reference_when_its_weights_are_the_same(
     exact: Path, requests: list[Request], expected: list[Result], opened: Callable[..., OpenvinoEngine], options: dict[str, Any]
@@ -201,18 +209,77 @@ class Breaking:
 
 
 @installed
-@pytest.mark.parametrize(("places", "method"), [(8, "step"), (1, "generate")])
-def test_a_failing_generation_is_reported_and_does_not_poison_the_next_one(
+@pytest.mark.parametrize(("places", "method"), [(8, "step"), (2, "step"), (2, "add_request"), (1, "generate")])
+def test_what_runs_when_openvino_fails_is_run_once_more_and_what_waits_is_answered_too(
     exact: Path, requests: list[Request], expected: list[Result], opened: Callable[..., OpenvinoEngine], places: int, method: str
 ) -> None:
     engine = opened(exact, concurrent_requests=places)
     engine._loaded.model = Breaking(engine._loaded.model, method, 3)
+    assert tokens_of(list(engine.generate(requests))) == tokens_of(expected)
+    assert not isinstance(engine._loaded.model, Breaking)
+
+
+@installed
+@pytest.mark.parametrize("places", [1, 3])
+def test_a_request_that_always_fails_is_reported_and_takes_no_other_with_it(
+    exact: Path,
+    requests: list[Request],
+    expected: list[Result],
+    opened: Callable[..., OpenvinoEngine],
+    places: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = opened(exact, concurrent_requests=places)
+    decoding = engine._decoding
+
+    def fail_one(request: Request) -> Any:
+        if request.request_id == "r3":
+            raise RuntimeError("Check 'x' failed at somewhere.cpp:1:\nout of memory")
+        return decoding(request)
+
+    monkeypatch.setattr(engine, "_decoding", fail_one)
+    results = {result.request_id: result for result in engine.generate(requests)}
+    assert results.pop("r3").error == "OpenVINO failed: out of memory"
+    assert results.keys() == {request.request_id for request in requests} - {"r3"}
+    assert tokens_of(list(results.values())).items() < tokens_of(expected).items()
+
+
+@installed
+@pytest.mark.parametrize("options", [{"concurrent_requests": 2}, {"prompt_lookup_tokens": 4}])
+def test_a_request_too_long_for_the_memory_takes_no_room_from_the_others(
+    exact: Path,
+    requests: list[Request],
+    expected: list[Result],
+    opened: Callable[..., OpenvinoEngine],
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openvino_genai, "FIRST_CACHE_TOKENS", 32)
+    engine = opened(exact, **options)
+    decoding = engine._decoding
+
+    def fail_without_memory(request: Request) -> Any:
+        if engine._cache_blocks > 16:
+            raise RuntimeError("std::bad_alloc")
+        return decoding(request)
+
+    monkeypatch.setattr(engine, "_decoding", fail_without_memory)
+    long = Request("long", requests[0].tokens, 512 - len(requests[0].tokens))  # 17 blocks
+    results = {result.request_id: result for result in engine.generate([requests[0], long, *requests[1:]])}
+    assert results.pop("long").error == "OpenVINO failed: std::bad_alloc"
+    assert tokens_of(list(results.values())) == tokens_of(expected)
+
+
+@installed
+def test_a_model_that_cannot_be_loaded_again_is_reported_for_each_request(
+    exact: Path, requests: list[Request], opened: Callable[..., OpenvinoEngine]
+) -> None:
+    engine = opened(exact, concurrent_requests=2)
+    engine._loaded.model = Breaking(engine._loaded.model, "step", 1)
+    engine._file = exact / "gone.gguf"
     results = list(engine.generate(requests))
     assert sorted(result.request_id for result in results) == [request.request_id for request in requests]
-    failed = [result for result in results if result.finish_reason == "error"]
-    assert len(failed) == places
-    assert {result.error for result in failed} == {"OpenVINO failed: out of memory"}
-    assert tokens_of(list(engine.generate(requests))) == tokens_of(expected)
+    assert all((result.error or "").startswith("OpenVINO cannot load the model: ") for result in results)
 
 
 @installed
@@ -237,9 +304,73 @@ def test_a_longer_request_than_the_cache_was_made_for_makes_it_larger(
 ) -> None:
     monkeypatch.setattr(openvino_genai, "FIRST_CACHE_TOKENS", 32)
     engine = opened(exact)
-    assert engine._cache_tokens == 32
+    assert engine._cache_blocks == 8 * 2
     assert tokens_of(list(engine.generate(requests))) == tokens_of(expected)
-    assert engine._cache_tokens == max(len(request.tokens) for request in requests) + NEW_TOKENS
+    blocks = [(len(request.tokens) + NEW_TOKENS + 31) // 32 + 1 for request in requests]
+    assert engine._cache_blocks == sum(blocks) > 8 * 2
+
+
+@installed
+def test_one_long_request_takes_the_room_of_one(
+    exact: Path, requests: list[Request], opened: Callable[..., OpenvinoEngine]
+) -> None:
+    engine = opened(exact, concurrent_requests=2)
+    engine._cache_blocks = 0  # as if it had been opened for shorter ones
+    short = Request("short", (5, 6, 7), 5)
+    tokens_of(list(engine.generate([short, Request("long", requests[0].tokens, 512 - len(requests[0].tokens)), short, short])))
+    assert engine._cache_blocks == 17 + 2
+
+
+@installed
+@pytest.mark.parametrize("options", [{}, {"concurrent_requests": 1}, {"prompt_lookup_tokens": 4}])
+def test_kept_prefixes_leave_the_answers_alone_also_when_longer_requests_come(
+    exact: Path,
+    requests: list[Request],
+    expected: list[Result],
+    opened: Callable[..., OpenvinoEngine],
+    options: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(openvino_genai, "FIRST_CACHE_TOKENS", 32)
+    engine = opened(exact, prefix_cache=True, **options)
+    blocks = engine._cache_blocks
+    short = [Request(request.request_id, request.tokens, 5) for request in requests]
+    assert tokens_of(list(engine.generate(short))) == {result.request_id: result.tokens[:5] for result in expected}
+    # Prompts that share all of a request and a part of its answer.
+    longer, answers = list(requests), tokens_of(expected)
+    for one in requests:
+        for cut in (3, 20):
+            longer.append(
+                Request(f"{one.request_id} from {cut}", (*one.tokens, *answers[one.request_id][:cut]), NEW_TOKENS - cut)
+            )
+            answers[longer[-1].request_id] = answers[one.request_id][cut:]
+    for _ in range(2):
+        assert tokens_of(list(engine.generate(longer))) == answers
+    assert engine._cache_blocks > blocks
+
+
+@installed
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({"prompt_lookup_tokens": 4}, False),  # where OpenVINO keeps prefixes unless told not to
+        ({"prompt_lookup_tokens": 4, "prefix_cache": True}, True),
+        ({"concurrent_requests": 1, "prefix_cache": True}, True),
+        ({"concurrent_requests": 2}, False),
+        ({"concurrent_requests": 2, "prefix_cache": True}, True),
+    ],
+)
+def test_a_prompt_is_read_again_unless_prefixes_are_kept(
+    exact: Path, opened: Callable[..., OpenvinoEngine], tmp_path: Path, options: dict[str, Any], kept: bool
+) -> None:
+    folder = Path(shutil.copytree(exact, tmp_path / "wide"))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 8000}))
+    engine = opened(folder, **options)
+    long = Request("long", tuple(5 + number * number % 290 for number in range(5000)), 2)
+    tokens_of(list(engine.generate([Request("other", long.tokens[::-1], 2)])))  # the first call takes longer
+    first, second = (next(iter(engine.generate([long]))).ttft_s or 0.0 for _ in range(2))
+    assert (second < first / 3) == kept, (first, second)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.podcast.judging.pairwise import Pair, judge_pairs, judge_prompt, read_answer
+from newsjuice_pipelines.podcast.judging.pairwise import MIN_READABLE_PAIRS, Pair, judge_pairs, judge_prompt, read_answer
 from newsjuice_pipelines.podcast.judging.quality import QualityConfig, QualityError, quality_report
 
-PAIRS = [Pair(f"article {number}", f"student {number}", f"teacher {number}", f"a{number}") for number in range(8)]
+PAIRS = [
+    Pair(f"article {number}", f"student {number}", f"teacher {number}", f"a{number}") for number in range(MIN_READABLE_PAIRS)
+]
 
 
 def data_of(prompt: str) -> dict[str, str]:
@@ -34,22 +36,45 @@ def counts(result: dict[str, Any]) -> tuple[int, ...]:
 def test_a_judge_that_prefers_the_student_gives_it_every_pair() -> None:
     result = judge_pairs(PAIRS, prefers("student"), 50)
 
-    assert counts(result) == (8, 0, 0, 0, 0)
-    assert result["win_or_tie"] == {"value": 1.0, "low": 1.0, "high": 1.0, "pairs": 8}
+    assert counts(result) == (30, 0, 0, 0, 0)
+    assert result["win_or_tie"] == {"value": 1.0, "low": 1.0, "high": 1.0, "pairs": 30}
+    assert result["why"] is None
 
 
 def test_a_judge_that_prefers_the_teacher_gives_it_every_pair() -> None:
     result = judge_pairs(PAIRS, prefers("teacher"), 50)
 
-    assert counts(result) == (0, 0, 8, 0, 0)
+    assert counts(result) == (0, 0, 30, 0, 0)
     assert result["win_or_tie"]["value"] == 0
 
 
 @pytest.mark.parametrize("always", ["WINNER: A", "WINNER: B"])
-def test_a_judge_that_goes_by_the_order_gives_ties(always: str) -> None:
-    result = judge_pairs(PAIRS, lambda prompt: always, 50)
+def test_a_judge_that_goes_by_the_order_gives_ties_and_no_rate(always: str) -> None:
+    same = [Pair("article", "the same", "the same", f"b{number}") for number in range(40)]
 
-    assert counts(result) == (0, 8, 0, 8, 0)
+    result = judge_pairs([*PAIRS, *same], lambda prompt: always, 100)
+
+    assert counts(result) == (0, 70, 0, 30, 0)
+    assert result["win_or_tie"] == {"value": None, "low": None, "high": None, "pairs": 70}
+    assert result["why"] == "the judge chose by the order of the scripts in 30 of 30 pairs, over 50%"
+
+
+def test_a_judge_that_is_often_not_understood_gives_no_rate() -> None:
+    def answering(unreadable: int) -> dict[str, Any]:
+        pairs = [Pair(f"article {number}", f"student {number}.", "teacher", str(number)) for number in range(50)]
+        mute = {f"student {number}." for number in range(unreadable)}
+        return judge_pairs(pairs, lambda prompt: "" if mute & set(data_of(prompt).values()) else prefers("student")(prompt), 50)
+
+    assert answering(10)["win_or_tie"]["value"] == 1
+    assert answering(11)["win_or_tie"]["value"] is None
+    assert answering(11)["why"] == "11 of 50 pairs have an answer that cannot be read, over 20%"
+
+
+def test_few_pairs_give_no_rate() -> None:
+    result = judge_pairs(PAIRS[1:], prefers("student"), 50)
+
+    assert result["win_or_tie"] == {"value": None, "low": None, "high": None, "pairs": 29}
+    assert result["why"] == "29 pairs were judged and can be read: 30 are needed"
 
 
 def test_a_tie_in_one_order_only_is_a_disagreement() -> None:
@@ -59,7 +84,10 @@ def test_a_tie_in_one_order_only_is_a_disagreement() -> None:
 
 
 def test_an_agreed_tie_is_no_disagreement() -> None:
-    assert counts(judge_pairs(PAIRS, lambda prompt: "WINNER: TIE", 50)) == (0, 8, 0, 0, 0)
+    result = judge_pairs(PAIRS, lambda prompt: "WINNER: TIE", 50)
+
+    assert counts(result) == (0, 30, 0, 0, 0)
+    assert result["win_or_tie"]["value"] == 1
 
 
 def test_an_answer_that_cannot_be_read_is_nobodys_win() -> None:
@@ -99,6 +127,7 @@ def test_equal_and_empty_scripts_cost_no_question() -> None:
     pairs = [Pair("article", "the same", "the same ", "a"), Pair("article", " ", "a script", "b"), Pair("x", "a script", "", "c")]
 
     assert counts(judge_pairs(pairs, ask, 50)) == (1, 1, 1, 0, 0)
+    assert counts(judge_pairs([Pair("x", "", "", "d"), Pair("x", "\u200b", "...", "e")], ask, 50)) == (0, 0, 2, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +171,19 @@ def test_the_report_tells_how_the_pairs_were_judged(make_article: Callable[[int]
             "student_podcast_text": f"Hello. A student wrote number {number}. Goodbye.",
             "finish_reason": "eos",
         }
-        for number in range(6)
+        for number in range(31)
     ]
-    config = QualityConfig(similarity=False, judge=True, judged_pairs=5)
+    config = QualityConfig(similarity=False, judge=True, judged_pairs=30)
 
     results = quality_report(pd.DataFrame(rows), None, tmp_path, config, ask=prefers("student"))
 
-    assert results["judged"]["win_or_tie"] == {"value": 1.0, "low": 1.0, "high": 1.0, "pairs": 5}
+    assert results["judged"]["win_or_tie"] == {"value": 1.0, "low": 1.0, "high": 1.0, "pairs": 30}
     assert "| wins or ties | 1 (1 to 1) |" in (tmp_path / "report.md").read_text()
+
+    quality_report(pd.DataFrame(rows), None, tmp_path, config, ask=lambda prompt: "WINNER: A")
+    page = (tmp_path / "report.md").read_text()
+    assert "| wins or ties | not measured |" in page
+    assert "is not measured: the judge chose by the order of the scripts in 30 of 30 pairs" in page
 
 
 def test_a_judge_that_was_not_asked_for_is_not_asked(make_article: Callable[[int], str], tmp_path: Path) -> None:

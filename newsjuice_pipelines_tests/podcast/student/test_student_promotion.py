@@ -8,7 +8,7 @@ import dagster as dg
 import pytest
 
 from newsjuice_pipelines.assets.judging import promoted_model
-from newsjuice_pipelines.podcast.judging.promotion import PromotionRefused, judged_model, promote, roll_back
+from newsjuice_pipelines.podcast.judging.promotion import PromotionRefused, judged_model, one_student, promote, roll_back
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactMissing, ArtifactStore, Draft
 
@@ -18,8 +18,10 @@ def store(tmp_path: Path) -> ArtifactStore:
     return ArtifactStore(str(tmp_path / "artifacts"), tmp_path / "cache")
 
 
-def judged_run(store: ArtifactStore, weights: str, decision: str = "adopt", *, gate: bool = True) -> Artifact:
-    """A model, its quantised form, a latency report and a decision on them; returns the decision."""
+def judged_run(
+    store: ArtifactStore, weights: str, decision: str = "adopt", *, gate: bool = True, engine: str = "openvino"
+) -> Artifact:
+    """A model, its quantised form, its scripts, both reports and a decision on them; returns the decision."""
 
     def publish(key: str, facts: dict[str, Any], files: dict[str, str], *inputs: Artifact) -> Artifact:
         def write(draft: Draft) -> dict[str, Any]:
@@ -27,12 +29,15 @@ def judged_run(store: ArtifactStore, weights: str, decision: str = "adopt", *, g
                 (draft.path / name).write_text(text, encoding="utf-8")
             return facts
 
-        return store.publish(key, {"inputs": {one.key: one.version for one in inputs}, "weights": weights}, write, force=True)
+        recipe = {"inputs": {one.key: one.version for one in inputs}, "weights": weights, "config": {"engine": engine}}
+        return store.publish(key, recipe, write, force=True)
 
     model = publish("merged_model", {"gate": {"passed": gate}}, {"model.safetensors": weights})
     quantised = publish("quantised_model", {"passed": True}, {"model-q8_0.gguf": weights[:1]}, model)
+    scripts = publish("student_scripts", {}, {}, model, quantised)
+    quality = publish("script_quality_report", {}, {}, scripts)
     latency = publish("latency_report", {}, {}, model, quantised)
-    return publish("podcast_decision", {"decision": decision, "reasons": ["format passes"]}, {}, latency)
+    return publish("podcast_decision", {"decision": decision, "reasons": ["format passes"]}, {}, latency, quality)
 
 
 def test_the_model_that_was_judged_is_served_and_not_a_later_one(store: ArtifactStore) -> None:
@@ -68,7 +73,7 @@ def test_a_roll_back_serves_what_was_replaced_and_can_go_back_twice(store: Artif
 
 
 def test_without_a_model_in_service_there_is_nothing_to_roll_back(store: ArtifactStore) -> None:
-    with pytest.raises(ArtifactMissing, match="promoted_model has not been materialised"):
+    with pytest.raises(PromotionRefused, match="no model is in service"):
         roll_back(store)
 
 
@@ -111,6 +116,44 @@ def test_a_damaged_model_in_service_can_be_replaced(store: ArtifactStore) -> Non
 
     assert (again.path / "model" / "model.safetensors").read_text() == "second"
     assert again.recipe["replaces"] is None
+
+
+def test_a_damaged_model_in_service_can_be_rolled_back_and_hands_on_its_way_back(store: ArtifactStore) -> None:
+    def serve(weights: str) -> Artifact:
+        return promote(store, judged_model(store, judged_run(store, weights).version), f"run-{weights}")
+
+    first, second = serve("a"), serve("b")
+    (second.path / "model" / "model.safetensors").write_text("torn")
+
+    assert serve("c").recipe["replaces"] == first.version
+    assert roll_back(store).version == first.version
+    third = serve("d")
+    (third.path / "model" / "model.safetensors").unlink()
+    assert roll_back(store).version == first.version
+
+
+def test_what_was_rolled_back_to_is_not_pruned_by_the_next_promotion(store: ArtifactStore) -> None:
+    def serve(weights: str) -> Artifact:
+        return promote(store, judged_model(store, judged_run(store, weights).version), f"run-{weights}")
+
+    first = serve("a")
+    serve("b")
+    serve("c")
+    roll_back(store)
+    roll_back(store)
+    assert serve("d").recipe["replaces"] == first.version
+
+    assert roll_back(store).version == first.version
+
+
+@pytest.mark.parametrize(("weights", "engine"), [("other", "openvino"), ("first", "transformers")])
+def test_reports_on_two_students_are_no_judgement_of_either(store: ArtifactStore, weights: str, engine: str) -> None:
+    judged_run(store, "first")
+    latency = store.open("latency_report")
+    judged_run(store, weights, engine=engine)
+
+    with pytest.raises(PromotionRefused, match="about two students: latency_report timed"):
+        one_student(store, latency, store.open("script_quality_report"))
 
 
 def test_a_decision_whose_model_is_gone_says_what_to_do(store: ArtifactStore) -> None:

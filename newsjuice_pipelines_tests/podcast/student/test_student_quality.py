@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ import pytest
 
 from newsjuice_pipelines.podcast.judging.evaluate import FAILURE_KINDS
 from newsjuice_pipelines.podcast.judging.examples import choose_examples
-from newsjuice_pipelines.podcast.judging.quality import QualityConfig, QualityError, quality_report, read_original_outputs
+from newsjuice_pipelines.podcast.judging.quality import (
+    QualityConfig,
+    QualityError,
+    measuring_models,
+    quality_report,
+    read_original_outputs,
+)
 from newsjuice_pipelines.podcast.judging.quality_page import CONTENT
 
 ROWS = 12
@@ -121,6 +128,8 @@ def test_the_original_student_is_measured_by_its_form_alone(student: pd.DataFram
     assert {measure for measure in CONTENT if entry[measure]["value"] is None} == {
         "copied_5",
         "longest_copied_words",
+        "has_names",
+        "has_numbers",
         "names_supported",
         "numbers_supported",
         "quotations_supported",
@@ -153,6 +162,12 @@ def test_what_is_missing_is_said_to_be_not_measured(student: pd.DataFrame, out: 
     assert "Not measured: no judge was asked for." in page
 
 
+def test_a_value_of_fewer_scripts_says_of_how_many(student: pd.DataFrame, out: Path) -> None:
+    quality_report(student, None, out, NO_MODEL)
+
+    assert "| numbers supported | 1 (1 to 1) | not measured | 1 (1 to 1), of 11 |" in (out / "report.md").read_text()
+
+
 def test_the_student_is_set_against_the_teacher_row_by_row(student: pd.DataFrame, out: Path) -> None:
     invented = student["student_podcast_text"].str.replace("That is the story", "We met Karl Weiss. That is the story")
 
@@ -162,11 +177,11 @@ def test_the_student_is_set_against_the_teacher_row_by_row(student: pd.DataFrame
     numbers = differences["numbers_supported"]["student_minus_teacher"]
     # The teacher's scripts hold no name inside a sentence but the show's, so that nothing is to be compared.
     assert names == {"value": None, "low": None, "high": None, "scripts": 0}
-    assert numbers["value"] == pytest.approx(0)
-    assert numbers["scripts"] == 11, "the empty script has no number"
+    assert numbers["value"] == pytest.approx(-1 / 12), "the empty script has none of its teacher's numbers"
+    assert numbers["scripts"] == 12
 
 
-def test_a_difference_counts_the_rows_where_both_are_known(student: pd.DataFrame, out: Path) -> None:
+def test_a_script_that_drops_the_names_of_the_teachers_counts_as_supported_in_none(student: pd.DataFrame, out: Path) -> None:
     named = student.assign(
         chunk_text=student["chunk_text"] + " Ana Lopez was there.",
         gemini_podcast_text=student["gemini_podcast_text"] + " We met Ana Lopez.",
@@ -176,9 +191,22 @@ def test_a_difference_counts_the_rows_where_both_are_known(student: pd.DataFrame
 
     names = quality_report(named, None, out, NO_MODEL)["differences"]["names_supported"]["student_minus_teacher"]
 
-    assert names["value"] == pytest.approx(-0.5)
-    assert names["low"] == names["high"] == pytest.approx(-0.5)
-    assert names["scripts"] == 11
+    assert names["value"] == pytest.approx((-0.5 * 11 - 1) / 12)
+    assert names["scripts"] == 12
+
+
+def test_a_student_that_names_nobody_is_no_better_than_its_teacher(student: pd.DataFrame, out: Path) -> None:
+    named = student.assign(
+        chunk_text=student["chunk_text"] + " Ana Lopez was there.",
+        gemini_podcast_text=student["gemini_podcast_text"] + " We met Ana Lopez.",
+    )
+
+    results = quality_report(named, None, out, NO_MODEL)
+
+    assert results["differences"]["names_supported"]["student_minus_teacher"]["value"] == -1
+    assert results["systems"]["student"]["has_names"]["value"] == 0
+    assert results["systems"]["teacher"]["has_names"]["value"] == 1
+    assert results["systems"]["student"]["names_supported"]["value"] is None
 
 
 def test_ten_identical_articles_give_no_interval(student: pd.DataFrame, out: Path) -> None:
@@ -223,8 +251,42 @@ def test_scripts_of_error_rows_may_be_missing_values(student: pd.DataFrame, out:
 
 
 def test_base_scripts_of_other_rows_are_refused(student: pd.DataFrame, untuned: pd.DataFrame, out: Path) -> None:
-    with pytest.raises(QualityError, match="1 rows have no base script, such as a0:0"):
+    with pytest.raises(QualityError, match=r"1 rows of test have no base script, such as a0:0: .* row_limit"):
         quality_report(student, untuned.iloc[1:], out, NO_MODEL)
+
+
+@pytest.mark.parametrize("column", ["chunk_text", "gemini_podcast_text"])
+def test_base_scripts_of_another_data_set_are_refused(
+    student: pd.DataFrame, untuned: pd.DataFrame, out: Path, column: str
+) -> None:
+    untuned.loc[4, column] += " An addition."
+
+    with pytest.raises(QualityError, match=f"a4:0 and of 0 further rows is from another data set \\({column}"):
+        quality_report(student, untuned, out, NO_MODEL)
+
+
+def test_a_base_script_of_another_split_is_none(student: pd.DataFrame, untuned: pd.DataFrame, out: Path) -> None:
+    untuned.loc[4, "split"] = "train"
+
+    with pytest.raises(QualityError, match="1 rows of test have no base script, such as a4:0"):
+        quality_report(student, untuned, out, NO_MODEL)
+
+
+def test_rows_without_an_article_id_are_told_apart_by_their_text(student: pd.DataFrame, out: Path) -> None:
+    ids = [None, float("nan"), "", " "] * 3
+
+    assert quality_report(student.assign(article_id=ids), None, out, NO_MODEL)["articles"] == ROWS
+
+
+def test_what_measures_is_known_beyond_the_config(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    folder = QualityConfig(entailment_model=str(tmp_path))
+    before = measuring_models(folder)
+    (tmp_path / "config.json").write_text("{ }")
+
+    assert measuring_models(folder)["entailment"] not in {before["entailment"], None}
+    assert before["minilm"] is not None
+    assert measuring_models(QualityConfig(similarity=False, entailment_model="a/b@c")) == {"entailment": "a/b@c", "minilm": None}
 
 
 def test_base_scripts_are_found_by_row_and_not_by_order(student: pd.DataFrame, untuned: pd.DataFrame, out: Path) -> None:
@@ -300,6 +362,26 @@ def test_text_of_articles_and_scripts_cannot_break_out_of_the_page(student: pd.D
     assert "Heading" not in headings
 
 
+@pytest.mark.parametrize("sign", ["# ", "- ", "+ ", "~~~", "> ", "1. ", "12) ", "* ", "=== "])
+def test_a_text_that_begins_like_markdown_stays_a_paragraph(student: pd.DataFrame, out: Path, sign: str) -> None:
+    quality_report(student.assign(student_podcast_text=f"{sign}Hello, everyone."), None, out, NO_MODEL)
+
+    tokens = markdown_it.MarkdownIt("commonmark").parse((out / "report.md").read_text())
+    before = [token.type for token, inline in pairwise(tokens) if "Hello, everyone." in inline.content]
+    assert set(before) == {"paragraph_open"}
+    assert not any(token.type in {"fence", "bullet_list_open", "ordered_list_open"} for token in tokens)
+
+
+def test_a_long_text_is_shown_with_both_its_ends(student: pd.DataFrame, out: Path) -> None:
+    middle = "word " * 1000
+    quality_report(student.assign(student_podcast_text=f"It begins. {middle} It ends."), None, out, NO_MODEL)
+    page = (out / "report.md").read_text()
+    assert page.count("It begins.") == page.count("It ends.") == page.count(" […] ") == ROWS
+
+    quality_report(student.assign(student_podcast_text=f"{'word ' * 500}It ends."), None, out, NO_MODEL)
+    assert " […] " not in (out / "report.md").read_text()
+
+
 def test_twenty_different_rows_are_shown_with_the_reason_why(out: Path) -> None:
     rows = [
         {
@@ -318,9 +400,58 @@ def test_twenty_different_rows_are_shown_with_the_reason_why(out: Path) -> None:
 
     headings = [line for line in (out / "report.md").read_text().splitlines() if line.startswith("### Example ")]
     assert len(headings) == 20
-    for rank in ("worst", "median", "best"):
-        for measure in ("format failures", "rouge l", "copied 5"):
-            assert any(f": {rank} by {measure} (" in line for line in headings), f"{rank} by {measure}"
+    for place, measure in enumerate(("format failures", "numbers supported", "rouge l", "copied 5")):
+        for turn in range(3):
+            assert f" by {measure} (" in headings[4 * turn + place]
+
+
+def test_the_ends_and_the_middle_of_every_measure_are_shown_even_if_that_is_more_than_asked_for(out: Path) -> None:
+    measures = {"a": [float(row) for row in range(30)], "b": [float(-row) for row in range(30)]}
+
+    def headings(count: int) -> list[str]:
+        table = pd.DataFrame(
+            {
+                "chunk_id": [f"c{number}" for number in range(30)],
+                "article_id": [f"a{number}" for number in range(30)],
+                "split": "test",
+                "chunk_text": [article(number) for number in range(30)],
+                "gemini_podcast_text": [script_of(article(number)) for number in range(30)],
+                "student_podcast_text": [script_of(article(number))[: -number * 7 or None] for number in range(30)],
+                "finish_reason": "eos",
+            }
+        )
+        quality_report(table, None, out, QualityConfig(similarity=False, examples=count))
+        return [line for line in (out / "report.md").read_text().splitlines() if line.startswith("### Example ")]
+
+    assert len(headings(1)) == 3 * 4, "format failures, numbers, ROUGE-L and copies are known"
+    assert headings(0) == []
+    assert len(choose_examples(measures, 30, 6)) == 6
+
+
+def test_examples_are_ranked_by_their_quotations_as_well(student: pd.DataFrame, out: Path) -> None:
+    said = student["student_podcast_text"] + " She said: “We saw it all.”"
+
+    quality_report(student.assign(student_podcast_text=said), None, out, NO_MODEL)
+
+    assert "one of 12 equal by quotations supported (0)" in (out / "report.md").read_text()
+
+
+def test_a_row_already_shown_makes_room_for_the_next_which_says_so() -> None:
+    chosen = choose_examples({"a": [1, 2, 3, 4, 5], "b": [1, 2, 3, 4, 5], "c": [7, 7, 7, 7, 7]}, 5, 5)
+
+    assert [(example.row, example.measure, example.rank) for example in chosen] == [
+        (0, "a", "worst"),
+        (1, "b", "2nd worst"),
+        (2, "c", "one of 5 equal"),
+        (3, "a", "next to the median"),
+        (4, "b", "next to the median"),
+    ]
+
+
+def test_one_of_several_best_rows_says_so() -> None:
+    ranks = [example.rank for example in choose_examples({"a": [1, 3, 3]}, 3, 3)]
+
+    assert ranks == ["worst", "median, one of 2 equal", "best, one of 2 equal"]
 
 
 def test_examples_are_the_ends_and_the_middle_of_each_measure() -> None:

@@ -22,6 +22,7 @@ from newsjuice_pipelines.podcast.judging.scripts import (
     GenerationConfig,
     ScriptsError,
     generate_scripts,
+    passes_by_itself,
     read_scripts_csv,
     reuse_finished_rows,
     scripts_facts,
@@ -241,6 +242,19 @@ def test_a_row_that_the_disk_damaged_is_generated_again(
     assert generate(dataset, ["test"], WatchedEngine(engine, breaks_after=0), CONFIG, tmp_path)["error"].isna().all()
 
 
+@pytest.mark.parametrize("line", ["123", "null", "[]", '{"a": 1}', '{"request_id": "a1019:0"}', '{"request_id": ["a"]}'])
+def test_a_line_that_is_no_whole_row_counts_as_damaged(
+    generate: Generate, engine: Engine, dataset: Path, chunk_ids: list[str], tmp_path: Path, line: str
+) -> None:
+    (tmp_path / "rows.jsonl").write_text(line + "\n")
+    watched = WatchedEngine(engine)
+
+    table = generate(dataset, ["test"], watched, GenerationConfig(max_new_tokens=1), tmp_path)
+
+    assert watched.asked == chunk_ids
+    assert len(table) == 4
+
+
 def test_a_row_that_failed_is_kept_counted_and_tried_again(
     generate: Generate, engine: Engine, dataset: Path, chunk_ids: list[str], tmp_path: Path
 ) -> None:
@@ -250,7 +264,7 @@ def test_a_row_that_failed_is_kept_counted_and_tried_again(
 
     generate(dataset, ["test"], second, CONFIG, tmp_path)
 
-    assert scripts_facts(table)["by_finish_reason"]["error"] == 2
+    assert scripts_facts(table)["by_finish_reason"]["error"] == scripts_facts(table)["retryable_errors"] == 2
     assert list(table["error"])[1:3] == ["it broke", scripts.NO_ANSWER]
     assert list(table["student_podcast_text"])[1:3] == ["", ""]
     assert second.asked == [*failing, *lost]
@@ -298,11 +312,40 @@ def test_a_prompt_without_room_in_the_context_is_an_error_of_its_row(
         (tmp_path / name).mkdir()
     pd.DataFrame([short, long]).to_parquet(tmp_path / "data" / "test.parquet")
 
-    table = generate(tmp_path / "data", ["test"], engine, CONFIG, tmp_path / "scratch")
+    watched = WatchedEngine(engine)
+    table = generate(tmp_path / "data", ["test"], watched, CONFIG, tmp_path / "scratch")
 
     assert list(table["finish_reason"]) == ["eos", "error"]
-    assert "context" in table["error"][1]
+    assert table["error"][1].startswith("no room in the model's context")
     assert table["prompt_tokens"][1] > 512
+    assert watched.asked == [short["chunk_id"]]
+    write_scripts_csv(table, tmp_path)
+    assert scripts_facts(read_scripts_csv(tmp_path))["retryable_errors"] == scripts_facts(table)["retryable_errors"] == 0
+
+
+def test_ids_that_the_model_does_not_know_are_no_error_that_passes(engine: Engine) -> None:
+    (unknown,) = engine.generate([Request("a", (10**6,), 4)])
+
+    assert unknown.error is not None
+    assert not passes_by_itself(unknown.error)
+    assert passes_by_itself("OutOfMemoryError: CUDA out of memory")
+
+
+def test_a_prompt_that_just_fits_is_asked(generate: Generate, engine: Engine, dataset: Path, tmp_path: Path) -> None:
+    longest = max(generate(dataset, ["test"], engine, GenerationConfig(max_new_tokens=1), tmp_path)["prompt_tokens"])
+    (tmp_path / "fits").mkdir()
+    room = engine.capabilities().context_tokens - int(longest)
+
+    table = generate(dataset, ["test"], _Silent(engine), GenerationConfig(max_new_tokens=room), tmp_path / "fits")
+
+    assert set(table["error"]) == {scripts.NO_ANSWER}
+
+
+class _Silent(WatchedEngine):
+    """Answers nothing: what it was asked is told by the error."""
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Result]:
+        return iter(())
 
 
 def test_a_student_that_never_stops_is_cut_off_counted_and_reported(
@@ -419,6 +462,43 @@ def test_an_unknown_split_is_refused(generate: Generate, engine: Engine, dataset
         generate(dataset, ["dev"], engine, CONFIG, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("gemini_podcast_text", None, r"row 2 of the split test \(chunk_id 'a1021:0'\) has no text in gemini_podcast_text"),
+        ("chunk_id", 7, r"row 2 of the split test \(chunk_id 7\) has no text in chunk_id, but 7: make the student data set"),
+        ("prompt", None, r"row 2 .* has no prompt of messages"),
+        ("prompt", [], r"row 2 .* has no prompt of messages"),
+        ("prompt", [{"role": "user", "content": None}], r"row 2 .* has no prompt of messages with a role and a content"),
+    ],
+)
+def test_a_row_that_could_not_be_written_is_refused_before_anything_is_generated(
+    generate: Generate,
+    engine: Engine,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    column: str,
+    value: Any,
+    message: str,
+) -> None:
+    rows = pd.read_parquet(dataset / "test.parquet").astype(object)
+    rows.at[2, column] = value
+    monkeypatch.setattr(pd, "read_parquet", lambda path: rows)  # a parquet file takes no column of texts and numbers
+    watched = WatchedEngine(engine)
+
+    with pytest.raises(ScriptsError, match=message):
+        generate(dataset, ["test"], watched, CONFIG, tmp_path)
+    assert watched.asked == []
+
+
+def test_a_data_set_without_a_column_is_refused(generate: Generate, engine: Engine, dataset: Path, tmp_path: Path) -> None:
+    pd.read_parquet(dataset / "test.parquet").drop(columns="gemini_podcast_text").to_parquet(tmp_path / "test.parquet")
+
+    with pytest.raises(ScriptsError, match="the split test has no column gemini_podcast_text: make the student data set again"):
+        generate(tmp_path, ["test"], engine, CONFIG, tmp_path)
+
+
 def test_rows_that_are_there_twice_are_refused(generate: Generate, engine: Engine, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(ScriptsError, match="4 chunk_ids of test, test are there more than once"):
         generate(dataset, ["test", "test"], engine, CONFIG, tmp_path)
@@ -457,6 +537,18 @@ def test_any_text_survives_the_csv(text: str, tmp_path: Path) -> None:
     assert pd.isna(read["qwen_podcast_text"][0])
     assert read["chunk_id"][0] == "007"
     assert pd.isna(read["latency_s"][0])
+
+
+def test_texts_that_look_like_numbers_stay_texts(tmp_path: Path) -> None:
+    row = {"chunk_id": "1", "chunk_text": "12", "gemini_podcast_text": "True", "student_podcast_text": "1e3", "error": "0"}
+    table = pd.DataFrame([{**row, "student_length": 3, "qwen_podcast_text": None, "qwen_length": None}])
+
+    write_scripts_csv(table, tmp_path)
+
+    read = read_scripts_csv(tmp_path)
+    assert {name: read[name][0] for name in row} == row
+    assert pd.isna(read["qwen_podcast_text"][0])
+    assert read["student_length"][0] == 3
 
 
 def test_the_csv_leaves_no_temporary_file(tmp_path: Path) -> None:

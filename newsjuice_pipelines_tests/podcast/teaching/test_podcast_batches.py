@@ -133,8 +133,8 @@ def test_a_job_that_another_run_is_making_is_left_to_it(
     gemini: GeminiServer, write: Write, gemini_teacher: GeminiTeacher, ledger: Ledger, chunks_of: Chunks
 ) -> None:
     keys = [request_key(gemini_teacher, text) for text in chunks_of(4)["text"]]
-    ledger.record_batch("newsjuice-1", "gemini-3.1-flash-lite", "v1", "folder", run_owner())
-    ledger.claim(keys, batch_owner("newsjuice-1"), 60.0, "gemini-3.1-flash-lite", "v1")
+    ledger.record_batch("newsjuice-1", "gemini-3.1-flash-lite", "v2", "folder", run_owner())
+    ledger.claim(keys, batch_owner("newsjuice-1"), 60.0, "gemini-3.1-flash-lite", "v2")
     write(chunks_of(6).tail(2), mode="online")
     assert ledger.claims_of(batch_owner("newsjuice-1")) == sorted(keys)
 
