@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import tempfile
 import uuid
 from collections.abc import Iterator
@@ -14,6 +15,11 @@ from newsjuice_pipelines.database.embedded import start_embedded
 from newsjuice_pipelines.database.migrate import migrate
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+# What a shell starts in the background ignores these, and so would every process that a test starts and means to stop.
+for number in (signal.SIGINT, signal.SIGTERM):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")

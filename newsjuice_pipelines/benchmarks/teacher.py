@@ -101,7 +101,7 @@ def local_server(latency_s: float, *options: str) -> Iterator[str]:
             assert process.stdout is not None
             yield f"http://127.0.0.1:{int(process.stdout.readline())}"
         finally:
-            process.terminate()
+            process.kill()  # it keeps nothing; what started this may have SIGTERM ignored
 
 
 def articles(rows: int) -> pd.DataFrame:
