@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.benchmarks.true_size import QWEN3_0_6B
+from newsjuice_pipelines.benchmarks.true_size import QWEN3_0_6B, random_qwen3
 
 FIRST_FREE_ID = 1000  # below it are the control tokens of any tokenizer
 SENTENCE_TOKENS = 25  # copied passages are about this long
@@ -79,9 +79,6 @@ def build_scripted(
         seed: decides the weights.
     """
     import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
-    from newsjuice_pipelines.runtime.seeds import set_seeds
 
     steps = _followers(scripts)
     if len(steps) > shape["intermediate_size"]:
@@ -89,16 +86,7 @@ def build_scripted(
     highest = max(max(step) for step in steps.items())
     if highest >= shape["vocab_size"]:
         raise ValueError(f"token {highest} is outside of a vocabulary of {shape['vocab_size']}: ask for fewer scripts.")
-    set_seeds(seed)
-    config = Qwen3Config(
-        **shape,
-        max_position_embeddings=40_960,
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=None,
-    )
-    model = Qwen3ForCausalLM(config)
+    model = random_qwen3(tokenizer, shape, seed)
     with torch.no_grad():
         embedding = model.model.embed_tokens.weight
         embedding.normal_(0, 0.02)

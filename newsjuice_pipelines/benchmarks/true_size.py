@@ -31,6 +31,15 @@ def build_true_size(tokenizer: Any, out: Path, shape: Mapping[str, int] = QWEN3_
         seed: decides the weights.
     """
     import torch
+
+    model = random_qwen3(tokenizer, shape, seed).to(torch.bfloat16)  # as the hub has it
+    model.save_pretrained(out, safe_serialization=True)
+    tokenizer.save_pretrained(out)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def random_qwen3(tokenizer: Any, shape: Mapping[str, int], seed: int) -> Any:
+    """A Qwen3 of that shape with random float32 weights and the tokenizer's end token."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     from newsjuice_pipelines.runtime.seeds import set_seeds
@@ -44,7 +53,4 @@ def build_true_size(tokenizer: Any, out: Path, shape: Mapping[str, int] = QWEN3_
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    model = Qwen3ForCausalLM(config).to(torch.bfloat16)  # as the hub has it
-    model.save_pretrained(out, safe_serialization=True)
-    tokenizer.save_pretrained(out)
-    return sum(parameter.numel() for parameter in model.parameters())
+    return Qwen3ForCausalLM(config)
