@@ -14,8 +14,8 @@ import pytest
 from newsjuice_pipelines.assets import ALL_ASSETS
 from newsjuice_pipelines.checks import classification, podcast
 from newsjuice_pipelines.checks.classification import classifiers_beat_guessing, foreign_labels_are_known
-from newsjuice_pipelines.classification import decision as classifier_decision
-from newsjuice_pipelines.classification.huffpost import load_huffpost
+from newsjuice_pipelines.classification.corpus.huffpost import load_huffpost
+from newsjuice_pipelines.classification.judging import decision as classifier_decision
 from newsjuice_pipelines.commands.run import RunFailed, Stage, _materialize
 from newsjuice_pipelines.definitions import build_defs, build_resources
 from newsjuice_pipelines.podcast.judging import decision as podcast_decision

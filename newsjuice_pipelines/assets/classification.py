@@ -13,11 +13,14 @@ from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
 from newsjuice_pipelines.automation.partitions import classifier_models
-from newsjuice_pipelines.classification import crosswalk, decision, evaluate, external, finetune, huffpost, models, overlap, split
-from newsjuice_pipelines.classification import leaderboard as leaderboards
-from newsjuice_pipelines.classification import taxonomy as taxonomies
-from newsjuice_pipelines.classification.calibrate import read_calibration
-from newsjuice_pipelines.classification.in_force import current_evaluations
+from newsjuice_pipelines.classification.corpus import huffpost, split
+from newsjuice_pipelines.classification.corpus import taxonomy as taxonomies
+from newsjuice_pipelines.classification.judging import decision, evaluate, overlap
+from newsjuice_pipelines.classification.judging import leaderboard as leaderboards
+from newsjuice_pipelines.classification.judging.calibrate import read_calibration
+from newsjuice_pipelines.classification.judging.in_force import current_evaluations
+from newsjuice_pipelines.classification.serving import crosswalk, external
+from newsjuice_pipelines.classification.training import finetune, models
 from newsjuice_pipelines.database.read import read_articles
 from newsjuice_pipelines.demo import DEMO_HEADLINES
 from newsjuice_pipelines.resources.artifacts import Artifacts

@@ -3,8 +3,8 @@
 from pydantic import Field
 
 from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, launchpad_config, override_config
-from newsjuice_pipelines.classification.finetune import ClassifierConfig
-from newsjuice_pipelines.classification.split import SplitConfig
+from newsjuice_pipelines.classification.corpus.split import SplitConfig
+from newsjuice_pipelines.classification.training.finetune import ClassifierConfig
 from newsjuice_pipelines.podcast.engines import ENGINES
 from newsjuice_pipelines.podcast.judging.latency import LatencyConfig
 from newsjuice_pipelines.podcast.judging.quality import QualityConfig

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
-from newsjuice_pipelines.classification.models import ModelUnavailable
+from newsjuice_pipelines.classification.training.models import ModelUnavailable
 from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
 from newsjuice_pipelines.podcast.teaching.teacher import TeacherRefused
 from newsjuice_pipelines.podcast.training.training_log import TrainingDiverged

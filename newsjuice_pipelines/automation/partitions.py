@@ -4,7 +4,7 @@ from datetime import date
 
 import dagster as dg
 
-from newsjuice_pipelines.classification.models import BASE_MODELS
+from newsjuice_pipelines.classification.training.models import BASE_MODELS
 from newsjuice_pipelines.settings import load_settings
 
 # Days of `fetched_at`, UTC. The first day is read once, when the code location loads.

@@ -7,7 +7,7 @@ import dagster as dg
 
 from newsjuice_pipelines.checks.podcast import evaluate_verdict
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
-from newsjuice_pipelines.classification.in_force import current_evaluations, current_external_predictions
+from newsjuice_pipelines.classification.judging.in_force import current_evaluations, current_external_predictions
 from newsjuice_pipelines.resources.artifacts import Artifacts
 
 DUPLICATE_REASONS = ("duplicate_text", "duplicate_text_other_category")
@@ -90,7 +90,7 @@ def every_section_has_a_class(artifacts: Artifacts) -> dg.AssetCheckResult:
 @dg.asset_check(asset="balanced_split", blocking=True)
 def no_text_in_two_parts(artifacts: Artifacts) -> dg.AssetCheckResult:
     """Train, validation, calibration and test share no text and no group of duplicates."""
-    from newsjuice_pipelines.classification.split import count_shared
+    from newsjuice_pipelines.classification.corpus.split import count_shared
 
     parts = artifacts.store().open("balanced_split")
     shared = count_shared(parts.path)

@@ -1,1 +1,1 @@
-"""News-topic classification: HuffPost data, taxonomies, splits, models, calibration, evaluation. Free of Dagster."""
+"""News-topic classification, from labelled headlines to a classifier that says when it does not know. Free of Dagster."""

@@ -176,7 +176,7 @@ def student_engine(settings: Settings) -> Finding:
 
 def classifiers(_settings: Settings) -> Finding:
     """Which classifier models have their weights here."""
-    from newsjuice_pipelines.classification.models import BASE_MODELS, available_offline
+    from newsjuice_pipelines.classification.training.models import BASE_MODELS, available_offline
 
     here = [name for name in BASE_MODELS if available_offline(name)]
     away = [name for name in BASE_MODELS if name not in here]

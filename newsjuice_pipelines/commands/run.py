@@ -207,7 +207,7 @@ def _descendants(graph: dg.AssetGraph, key: dg.AssetKey) -> set[dg.AssetKey]:
 
 def _checked_models(names: Sequence[str]) -> list[str]:
     """The classifier models that were asked for, or those whose weights are on this machine."""
-    from newsjuice_pipelines.classification.models import BASE_MODELS, available_offline
+    from newsjuice_pipelines.classification.training.models import BASE_MODELS, available_offline
 
     unknown = [name for name in names if name not in BASE_MODELS]
     if unknown:

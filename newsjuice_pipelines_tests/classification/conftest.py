@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import newsjuice_pipelines
-from newsjuice_pipelines.classification.evaluate import evaluate_classifier
-from newsjuice_pipelines.classification.finetune import ClassifierConfig, train_classifier
-from newsjuice_pipelines.classification.huffpost import HuffPostTable, load_huffpost
-from newsjuice_pipelines.classification.split import SplitConfig, balanced_split, write_split
-from newsjuice_pipelines.classification.taxonomy import Taxonomy, load_taxonomy
+from newsjuice_pipelines.classification.corpus.huffpost import HuffPostTable, load_huffpost
+from newsjuice_pipelines.classification.corpus.split import SplitConfig, balanced_split, write_split
+from newsjuice_pipelines.classification.corpus.taxonomy import Taxonomy, load_taxonomy
+from newsjuice_pipelines.classification.judging.evaluate import evaluate_classifier
+from newsjuice_pipelines.classification.training.finetune import ClassifierConfig, train_classifier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.classification.checkpoint import CheckpointError
+from newsjuice_pipelines.classification.training.checkpoint import CheckpointError
 from newsjuice_pipelines.runtime.reports import write_json
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ class LinearClassifier:
 
     def predict_proba(self, texts: Sequence[str]) -> np.ndarray:
         """Probabilities (uncalibrated), one row a text and one column a class."""
-        from newsjuice_pipelines.classification.calibrate import softmax
+        from newsjuice_pipelines.classification.judging.calibrate import softmax
 
         return softmax(self.predict_logits(texts))
 

@@ -10,10 +10,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.classification.checkpoint import CheckpointDescription, write_model_card
-from newsjuice_pipelines.classification.linear import train_linear
-from newsjuice_pipelines.classification.models import BaseModel, ModelUnavailable, base_model, weights_location
-from newsjuice_pipelines.classification.split import read_classes, read_part
+from newsjuice_pipelines.classification.corpus.split import read_classes, read_part
+from newsjuice_pipelines.classification.training.checkpoint import CheckpointDescription, write_model_card
+from newsjuice_pipelines.classification.training.linear import train_linear
+from newsjuice_pipelines.classification.training.models import BaseModel, ModelUnavailable, base_model, weights_location
 from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
 from newsjuice_pipelines.runtime.progress import Progress
 

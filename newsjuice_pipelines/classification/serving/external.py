@@ -9,13 +9,13 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.classification.calibrate import Calibration, precision_interval, softmax
-from newsjuice_pipelines.classification.checkpoint import check_classes, read_description
-from newsjuice_pipelines.classification.crosswalk import Crosswalk
-from newsjuice_pipelines.classification.evaluate import top3_mass
-from newsjuice_pipelines.classification.huffpost import join_text
-from newsjuice_pipelines.classification.predict import load_classifier
-from newsjuice_pipelines.classification.report import external_page
+from newsjuice_pipelines.classification.corpus.huffpost import join_text
+from newsjuice_pipelines.classification.judging.calibrate import Calibration, precision_interval, softmax
+from newsjuice_pipelines.classification.judging.evaluate import top3_mass
+from newsjuice_pipelines.classification.judging.report import external_page
+from newsjuice_pipelines.classification.serving.crosswalk import Crosswalk
+from newsjuice_pipelines.classification.serving.predict import load_classifier
+from newsjuice_pipelines.classification.training.checkpoint import check_classes, read_description
 from newsjuice_pipelines.runtime.reports import write_json
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.classification.crosswalk import load_crosswalk
-from newsjuice_pipelines.classification.huffpost import HuffPostTable
-from newsjuice_pipelines.classification.taxonomy import TaxonomyError, load_taxonomy, packaged_taxonomies, write_taxonomy
+from newsjuice_pipelines.classification.corpus.huffpost import HuffPostTable
+from newsjuice_pipelines.classification.corpus.taxonomy import TaxonomyError, load_taxonomy, packaged_taxonomies, write_taxonomy
+from newsjuice_pipelines.classification.serving.crosswalk import load_crosswalk
 
 
 @pytest.mark.parametrize(("name", "classes"), [("original-29", 29), ("raw-42", 42), ("merged-27", 27)])

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from newsjuice_pipelines.classification.calibrate import softmax
-from newsjuice_pipelines.classification.checkpoint import CheckpointError, check_classes, read_description
-from newsjuice_pipelines.classification.linear import LinearClassifier
+from newsjuice_pipelines.classification.judging.calibrate import softmax
+from newsjuice_pipelines.classification.training.checkpoint import CheckpointError, check_classes, read_description
+from newsjuice_pipelines.classification.training.linear import LinearClassifier
 
 if TYPE_CHECKING:
     import numpy as np

@@ -8,9 +8,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.classification.huffpost import HuffPostTable, row_id_of
-from newsjuice_pipelines.classification.overlap import overlap_report
-from newsjuice_pipelines.classification.split import (
+from newsjuice_pipelines.classification.corpus.huffpost import HuffPostTable, row_id_of
+from newsjuice_pipelines.classification.corpus.split import (
     PART_COLUMNS,
     PARTS,
     Split,
@@ -22,7 +21,8 @@ from newsjuice_pipelines.classification.split import (
     read_part,
     write_split,
 )
-from newsjuice_pipelines.classification.taxonomy import Taxonomy, load_taxonomy
+from newsjuice_pipelines.classification.corpus.taxonomy import Taxonomy, load_taxonomy
+from newsjuice_pipelines.classification.judging.overlap import overlap_report
 
 
 def rows_of(texts: dict[str, list[str]]) -> pd.DataFrame:

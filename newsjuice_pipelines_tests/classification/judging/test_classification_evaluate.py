@@ -11,10 +11,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.classification.calibrate import read_calibration
-from newsjuice_pipelines.classification.checkpoint import CheckpointError
-from newsjuice_pipelines.classification.evaluate import bootstrap_intervals, classification_scores, evaluate_classifier
-from newsjuice_pipelines.classification.split import read_part
+from newsjuice_pipelines.classification.corpus.split import read_part
+from newsjuice_pipelines.classification.judging.calibrate import read_calibration
+from newsjuice_pipelines.classification.judging.evaluate import bootstrap_intervals, classification_scores, evaluate_classifier
+from newsjuice_pipelines.classification.training.checkpoint import CheckpointError
 
 
 def guesses(rows: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

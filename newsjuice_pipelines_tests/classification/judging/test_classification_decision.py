@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.classification.decision import ThresholdsError, decide, load_thresholds, write_decision
-from newsjuice_pipelines.classification.leaderboard import LeaderboardError, holm, leaderboard, mcnemar, read_results
+from newsjuice_pipelines.classification.judging.decision import ThresholdsError, decide, load_thresholds, write_decision
+from newsjuice_pipelines.classification.judging.leaderboard import LeaderboardError, holm, leaderboard, mcnemar, read_results
 
 
 def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_rows() -> None:

@@ -10,16 +10,16 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.classification.calibrate import Calibration, read_calibration
-from newsjuice_pipelines.classification.checkpoint import CheckpointError
-from newsjuice_pipelines.classification.crosswalk import Crosswalk
-from newsjuice_pipelines.classification.external import (
+from newsjuice_pipelines.classification.judging.calibrate import Calibration, read_calibration
+from newsjuice_pipelines.classification.serving.crosswalk import Crosswalk
+from newsjuice_pipelines.classification.serving.external import (
     ExternalDataError,
     category_of,
     predict_external,
     read_external_csv,
     spreadsheet_safe,
 )
+from newsjuice_pipelines.classification.training.checkpoint import CheckpointError
 
 CROSSWALK = Crosswalk("test", {"Dining": ("FOOD",), "Research": ("SCIENCE",), "Sailing": ("BOATS",)})
 ARTICLES = [

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from newsjuice_pipelines.classification.checkpoint import CheckpointError
-from newsjuice_pipelines.classification.finetune import ClassifierConfig, batch_collator, train_classifier
-from newsjuice_pipelines.classification.models import (
+from newsjuice_pipelines.classification.corpus.split import read_classes, read_part
+from newsjuice_pipelines.classification.serving.predict import load_classifier
+from newsjuice_pipelines.classification.training.checkpoint import CheckpointError
+from newsjuice_pipelines.classification.training.finetune import ClassifierConfig, batch_collator, train_classifier
+from newsjuice_pipelines.classification.training.models import (
     BASE_MODELS,
     ModelUnavailable,
     available_offline,
     weights_location,
 )
-from newsjuice_pipelines.classification.predict import load_classifier
-from newsjuice_pipelines.classification.split import read_classes, read_part
 from newsjuice_pipelines.runtime.packaged_weights import packaged_minilm
 
 TEXTS = ["Ten Soups For A Cold Night", "Senate Passes The Budget Bill", "New Telescope Finds A Distant Planet. It is large.", ""]
@@ -130,7 +130,7 @@ def test_the_linear_model_predicts_as_scikit_learn_fitted_it(linear: Any, topic_
 
 
 def test_the_linear_model_also_tells_two_classes_apart(tmp_path: Path, topic_split: Path) -> None:
-    from newsjuice_pipelines.classification.linear import LinearClassifier, train_linear
+    from newsjuice_pipelines.classification.training.linear import LinearClassifier, train_linear
 
     train = read_part(topic_split, "train").query("label_id < 2")
     train_linear(train, 2, 0.3, 42, tmp_path)

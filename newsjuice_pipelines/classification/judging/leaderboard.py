@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.classification.evaluate import PREDICTIONS
-from newsjuice_pipelines.classification.report import leaderboard_page, leaderboard_plot
+from newsjuice_pipelines.classification.judging.evaluate import PREDICTIONS
+from newsjuice_pipelines.classification.judging.report import leaderboard_page, leaderboard_plot
 from newsjuice_pipelines.runtime.reports import write_json
 
 if TYPE_CHECKING:

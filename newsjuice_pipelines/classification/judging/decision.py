@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.classification.report import decision_page
+from newsjuice_pipelines.classification.judging.report import decision_page
 from newsjuice_pipelines.runtime.reports import write_json
 from newsjuice_pipelines.runtime.yaml_files import find_yaml, read_yaml
 

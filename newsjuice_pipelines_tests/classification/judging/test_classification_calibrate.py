@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from newsjuice_pipelines.classification.calibrate import (
+from newsjuice_pipelines.classification.judging.calibrate import (
     brier_score,
     certified_threshold,
     expected_calibration_error,

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.classification.report import class_heatmap, overlap_page
-from newsjuice_pipelines.classification.split import PARTS, count_shared, rank_of, read_classes, read_part
+from newsjuice_pipelines.classification.corpus.split import PARTS, count_shared, rank_of, read_classes, read_part
+from newsjuice_pipelines.classification.judging.report import class_heatmap, overlap_page
 from newsjuice_pipelines.runtime.reports import write_json
 
 if TYPE_CHECKING:

@@ -9,7 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.classification.calibrate import (
+from newsjuice_pipelines.classification.corpus.split import read_classes, read_part
+from newsjuice_pipelines.classification.judging.calibrate import (
     CERTAINTY,
     TARGET_PRECISION,
     brier_score,
@@ -21,10 +22,9 @@ from newsjuice_pipelines.classification.calibrate import (
     reliability,
     softmax,
 )
-from newsjuice_pipelines.classification.checkpoint import check_classes, read_description
-from newsjuice_pipelines.classification.predict import Classifier, load_classifier
-from newsjuice_pipelines.classification.report import confusion_plot, evaluation_page, reliability_plot
-from newsjuice_pipelines.classification.split import read_classes, read_part
+from newsjuice_pipelines.classification.judging.report import confusion_plot, evaluation_page, reliability_plot
+from newsjuice_pipelines.classification.serving.predict import Classifier, load_classifier
+from newsjuice_pipelines.classification.training.checkpoint import check_classes, read_description
 from newsjuice_pipelines.runtime.reports import write_json
 
 if TYPE_CHECKING:

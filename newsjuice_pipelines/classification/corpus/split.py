@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from newsjuice_pipelines.classification.taxonomy import Taxonomy
+from newsjuice_pipelines.classification.corpus.taxonomy import Taxonomy
 from newsjuice_pipelines.runtime.reports import write_json
 
 if TYPE_CHECKING:

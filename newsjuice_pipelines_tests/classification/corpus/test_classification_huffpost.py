@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from newsjuice_pipelines.classification.huffpost import (
+from newsjuice_pipelines.classification.corpus.huffpost import (
     COLUMNS,
     HuffPostError,
     HuffPostTable,

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from newsjuice_pipelines.classification.taxonomy import TaxonomyError, label_key
+from newsjuice_pipelines.classification.corpus.taxonomy import TaxonomyError, label_key
 from newsjuice_pipelines.runtime.yaml_files import find_yaml, read_yaml
 
 PACKAGED = Path(__file__).parent / "crosswalks"

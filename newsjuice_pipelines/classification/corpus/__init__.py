@@ -1,0 +1,1 @@
+"""Labelled headlines: reading them, the classes of their sections, duplicates, and the split into parts. Free of Dagster."""
