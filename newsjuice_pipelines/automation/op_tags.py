@@ -2,7 +2,8 @@
 
 from typing import Any
 
-# One GPU step at a time on a machine: two training jobs on one device run out of memory.
+# One GPU step at a time on a device: two training jobs on one run out of memory. `newsjuice dev` opens a slot for each device,
+# and a step claims one that is free.
 GPU_POOL = "gpu"
 
 # Paid calls share one quota, and two runs must not spend it twice as fast as agreed.

@@ -86,6 +86,8 @@ def run(
 ) -> dict[str, Any]:
     """Measure each variant in turn, `repeats` times, each time in a fresh process; medians are reported.
 
+    Ctrl-C ends it early: the rounds that were finished are reported.
+
     Args:
         repeats: of each variant.
         variants: what to measure, by the name of its row; the first one is what the others are held against. Those of a GPU
@@ -110,19 +112,21 @@ def run(
         home = Path(folder)
         precisions = {variant.precision for variant in possible.values() if variant.engine == "openvino"}
         facts = in_own_process(prepare, home, dict(shape), prompt_tokens, answer_tokens, precisions)
-        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in possible}
-        for number in range(repeats):
-            for name, variant in possible.items():
-                runs[name].append(in_own_process(measure, _run(variant, home, facts["instruction_tokens"])))
-                speed = _tokens_per_s(runs[name][-1])
-                logger.info("inference: %s, run %d of %d: %.1f tokens a second", name, number + 1, repeats, speed)
+        rounds: list[dict[str, dict[str, Any]]] = []
+        try:
+            while len(rounds) < repeats:
+                rounds.append(_round(possible, home, facts["instruction_tokens"], f"run {len(rounds) + 1} of {repeats}"))
+        except KeyboardInterrupt:
+            if not rounds:
+                raise
+            logger.warning("inference: broken off, %d of %d rounds are reported", len(rounds), repeats)
         bandwidths = {on: in_own_process(_bandwidth_bytes_per_s, on) for on in {variant.gpu for variant in possible.values()}}
-    baseline = runs[first]
+    runs = {name: [measurements[name] for measurements in rounds] for name in possible}
     for name, of_variant in runs.items():
-        measured[name] = _summary(of_variant, baseline, facts, bandwidths[possible[name].gpu], possible[name])
+        measured[name] = _summary(of_variant, runs[first], facts, bandwidths[possible[name].gpu], possible[name])
     return {
         "machine": machine(),
-        "repeats": repeats,
+        "repeats": len(rounds),
         "prompt_tokens": prompt_tokens,
         "answer_tokens": answer_tokens,
         **facts,
@@ -226,6 +230,15 @@ def prepare(
                 shutil.copyfile(file, home / precision / file.name)
         sizes[precision] = export_gguf(home / "model", home / precision / FILES[precision], precision)["size_bytes"]
     return {"parameters": parameters, "instruction_tokens": prefix, "weight_bytes": sizes}
+
+
+def _round(variants: Mapping[str, Variant], home: Path, instruction_tokens: int, title: str) -> dict[str, dict[str, Any]]:
+    """Measure each variant once, one after another."""
+    measured = {}
+    for name, variant in variants.items():
+        measured[name] = in_own_process(measure, _run(variant, home, instruction_tokens))
+        logger.info("inference: %s, %s: %.1f tokens a second", name, title, _tokens_per_s(measured[name]))
+    return measured
 
 
 def _run(variant: Variant, home: Path, instruction_tokens: int) -> Run:

@@ -10,6 +10,8 @@ import sys
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from newsjuice_pipelines.runtime.provenance import visible_gpus
+
 if TYPE_CHECKING:
     from newsjuice_pipelines.settings import Settings
 
@@ -36,6 +38,9 @@ def dev(settings: Settings, host: str, port: int) -> int:
     if settings.articles_are_embedded:
         embedded_url(settings)  # this process holds the server open until it ends
         database = f"embedded PostgreSQL in {settings.home / 'postgres'}"
+    gpus = visible_gpus()
+    if gpus > 1:
+        _open_gpu_pool(gpus)
     print(f"Web UI:    http://{host}:{port}\nDatabase:  {database}\nStorage:   {os.environ['DAGSTER_HOME']}", flush=True)
     print("Stop with Ctrl-C.", flush=True)
     command = [sys.executable, "-m", "dagster", "dev", "-m", "newsjuice_pipelines.definitions", "-h", host, "-p", str(port)]
@@ -51,3 +56,13 @@ def dev(settings: Settings, host: str, port: int) -> int:
     # In Dagster's home: elsewhere it would warn of a dagster.yaml that it does not use.
     server = subprocess.Popen(command, start_new_session=True, cwd=os.environ["DAGSTER_HOME"])
     return server.wait()
+
+
+def _open_gpu_pool(gpus: int) -> None:
+    """Let as many GPU steps run at once as there are devices, so that a backfill of all models uses them all."""
+    import dagster as dg
+
+    from newsjuice_pipelines.automation.op_tags import GPU_POOL
+
+    with dg.DagsterInstance.get() as instance:
+        instance.event_log_storage.set_concurrency_slots(GPU_POOL, gpus)

@@ -10,20 +10,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from newsjuice_pipelines.runtime.provenance import visible_gpus
 from newsjuice_pipelines.settings import Settings, load_settings
-
-# The Dagster instance of a laptop. The project's root dagster.yaml says the same for commands run without DAGSTER_HOME.
-INSTANCE: dict[str, Any] = {
-    "telemetry": {"enabled": False},
-    "nux": {"enabled": False},
-    "python_logs": {"managed_python_loggers": ["newsjuice"]},
-    "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": 1}},
-    "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},
-    "retention": {
-        "schedule": {"purge_after_days": {"skipped": 7, "failure": 30, "success": -1}},
-        "sensor": {"purge_after_days": {"skipped": 7, "failure": 30, "success": -1}},
-    },
-}
 
 # Libraries stay quiet, since a run has progress lines of its own. OpenMP threads spin briefly before they sleep: with the usual
 # spinning, two training processes on one small machine slow each other down more than tenfold.
@@ -68,12 +56,28 @@ def prepare_environment(data: Path | None = None) -> Settings:
         os.environ["DAGSTER_HOME"] = str(settings.home / "dagster")
         home = Path(os.environ["DAGSTER_HOME"])
         home.mkdir(parents=True, exist_ok=True)
-        (home / "dagster.yaml").write_text(yaml.safe_dump(INSTANCE), encoding="utf-8")
+        (home / "dagster.yaml").write_text(yaml.safe_dump(instance_config(visible_gpus())), encoding="utf-8")
     for variable, value in LIBRARY_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # between libraries, not for users
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of optional kernels
     return settings
+
+
+def instance_config(gpus: int) -> dict[str, Any]:
+    """The Dagster instance of one machine: as many runs at once as it has GPUs, one on a laptop without.
+
+    The project's root dagster.yaml says the same, for no more than one GPU, for commands run without DAGSTER_HOME.
+    """
+    purged_days = {"skipped": 7, "failure": 30, "success": -1}
+    return {
+        "telemetry": {"enabled": False},
+        "nux": {"enabled": False},
+        "python_logs": {"managed_python_loggers": ["newsjuice"]},
+        "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": max(1, gpus)}},
+        "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},
+        "retention": {"schedule": {"purge_after_days": purged_days}, "sensor": {"purge_after_days": dict(purged_days)}},
+    }
 
 
 def collection_name(data: Path) -> str:

@@ -81,14 +81,28 @@ def environment() -> dict[str, Any]:
     return {"git": dict(git_state()), "packages": dict(package_versions()), "device": hardware()}
 
 
+NVIDIA_DEVICES = Path("/proc/driver/nvidia/gpus")  # one folder a device, with a file `information`
+
+
 @lru_cache(maxsize=1)
 def hardware() -> str:
     """Processor kind and count, and the NVIDIA devices that the driver lists; found without loading a library."""
+    return ", ".join([f"{os.cpu_count()} x {platform.machine()}", *_nvidia_devices()])
+
+
+def visible_gpus() -> int:
+    """How many NVIDIA devices a process may use: those of the driver that `CUDA_VISIBLE_DEVICES` leaves."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    listed = len(_nvidia_devices())
+    return listed if chosen is None else min(listed, len([name for name in chosen.split(",") if name.strip() not in ("", "-1")]))
+
+
+def _nvidia_devices() -> list[str]:
     names = []
-    for information in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for information in sorted(NVIDIA_DEVICES.glob("*/information")):
         fields = dict(line.split(":", 1) for line in information.read_text(encoding="utf-8").splitlines() if ":" in line)
         names.append(fields.get("Model", "NVIDIA GPU").strip())
-    return ", ".join([f"{os.cpu_count()} x {platform.machine()}", *names])
+    return names
 
 
 def folder_fingerprint(path: Path) -> str:

@@ -116,3 +116,22 @@ def test_the_cpu_engines_write_the_same_scripts(in_this_process: None) -> None:
         assert found["install_mib"] > 10
     assert results["measured"]["llama.cpp, int8"] is None
     assert "| llama.cpp, int8 | not measured |" in cpu_engines.table(results)
+
+
+def test_a_measurement_that_is_broken_off_reports_the_rounds_that_were_finished(
+    in_this_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole_round = inference._round
+
+    def broken_off_in_the_second(variants: Any, home: Path, instruction_tokens: int, title: str) -> Any:
+        if "run 2" in title:
+            raise KeyboardInterrupt
+        return whole_round(variants, home, instruction_tokens, title)
+
+    monkeypatch.setattr(inference, "_round", broken_off_in_the_second)
+    variants = {inference.ORIGINAL: inference.VARIANTS[inference.ORIGINAL]}
+
+    results = inference.run(repeats=3, variants=variants, shape=SHAPE, prompt_tokens=40, answer_tokens=20)
+
+    assert results["repeats"] == 1
+    assert len(results["measured"][inference.ORIGINAL]["runs"]) == 1

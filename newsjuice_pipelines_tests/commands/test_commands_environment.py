@@ -3,9 +3,14 @@
 import os
 from pathlib import Path
 
+import dagster as dg
 import pytest
+import yaml
 
-from newsjuice_pipelines.commands.environment import collection_name, prepare_environment
+from newsjuice_pipelines.automation.op_tags import GPU_POOL
+from newsjuice_pipelines.commands.dev import _open_gpu_pool
+from newsjuice_pipelines.commands.environment import collection_name, instance_config, prepare_environment
+from newsjuice_pipelines.runtime import provenance
 from newsjuice_pipelines.settings import Settings, load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -88,3 +93,25 @@ def test_the_example_file_lists_every_setting() -> None:
 def test_a_table_name_that_cannot_be_one_is_named(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     with pytest.raises(ValueError, match=r"public\.chunks_vector"):
         Settings(chunks_table=name)
+
+
+def test_a_machine_with_two_gpus_runs_two_gpu_steps_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(2):
+        (tmp_path / "gpus" / str(number)).mkdir(parents=True)
+        (tmp_path / "gpus" / str(number) / "information").write_text("Model: \t NVIDIA L4\n", encoding="utf-8")
+    monkeypatch.setattr(provenance, "NVIDIA_DEVICES", tmp_path / "gpus")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert provenance.visible_gpus() == 2
+    (tmp_path / "dagster.yaml").write_text(yaml.safe_dump(instance_config(provenance.visible_gpus())), encoding="utf-8")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path))
+
+    _open_gpu_pool(2)
+
+    with dg.DagsterInstance.get() as instance:
+        assert instance.event_log_storage.get_concurrency_info(GPU_POOL).slot_count == 2
+        assert instance.get_concurrency_config().run_queue_config.max_concurrent_runs == 2
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert provenance.visible_gpus() == 1
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert provenance.visible_gpus() == 0
