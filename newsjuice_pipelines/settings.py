@@ -72,7 +72,10 @@ class Settings(BaseSettings):
     )
 
     huffpost_path: Path | None = Field(
-        None, description="News_Category_Dataset_v3.json or a part of it. Default: the packaged sample."
+        None, description="News_Category_Dataset_v3.json or a part of it; or `kaggle`. Default: the packaged sample."
+    )
+    classifiers: str = Field(
+        "", description="More classifier models, name=folder-or-hub-id@commit, comma-separated: each is a partition of its own."
     )
     external_csv: Path | None = Field(
         None, description="CSV with id, title, content, summary for the external check. Default: the articles table."

@@ -47,6 +47,20 @@ def merge_facts(kept: float) -> dict[str, Any]:
     return {"gate": {"passed": kept >= 0.9, "prompts": 4, "positions": 99, "measures": {"effect_kept": measure}, "failed": []}}
 
 
+def compared(labelled: int, mapped: int, unmapped: dict[str, int]) -> dict[str, Any]:
+    """What external predictions say about the labels of another source."""
+    return {
+        "counts": {"labelled": labelled, "mapped": mapped},
+        "mapped_share": mapped / labelled if labelled else None,
+        "unmapped_labels": unmapped,
+        "compare_raw_strings": False,
+    }
+
+
+def certified(threshold: float | None, interval: list[float] | None) -> dict[str, Any]:
+    return {"threshold": threshold, "threshold_precision_interval": interval}
+
+
 GOOD = {
     "scripts": podcast.evaluate_scripts({"ok": 9, "rejected": 1}),
     "a day without chunks": podcast.evaluate_scripts({}),
@@ -61,9 +75,13 @@ GOOD = {
     "quantised, not measured": podcast.evaluate_quantised({"passed": None, "why": "no x", "precision": None, "measures": {}}),
     "one engine": podcast.evaluate_engines(INT8, INT8),
     "sections": classification.evaluate_sections(0, 100, {}),
-    "leaks": classification.evaluate_leaks(0, 0, {"train": 8, "test": 2}),
+    "whole split": classification.evaluate_split({"sides": [], "counts": [], "schema": []}, {"train": 8, "test": 2}),
     "chance": classification.evaluate_against_chance({"linear": {"accuracy_interval": [0.2, 0.4]}}, 29),
-    "labels": classification.evaluate_labels({"linear": {"mapped_share": 0.96, "unmapped_labels": {"Obituaries": 1}}}),
+    "certificate": classification.evaluate_certificate({"linear": certified(0.6, [0.88, 0.95])}, 0.9),
+    "no certificate": classification.evaluate_certificate({"linear": certified(None, None)}, 0.9),
+    "labels": classification.evaluate_crosswalk({"linear": compared(100, 96, {"Obituaries": 4})}),
+    "export": classification.evaluate_export({"minilm": {"passed": True, "reason": "lost 0.1 points"}}),
+    "nothing to export": classification.evaluate_export({"linear": {"passed": None, "reason": "linear"}}),
 }
 BAD = {
     "few scripts": (podcast.evaluate_scripts({"ok": 7, "blocked": 3}), "7 of 10 scripts"),
@@ -93,16 +111,24 @@ BAD = {
     ),
     "engine errors": (podcast.evaluate_answers({"eos": 9, "error": 1}), "1 of 10 rows ended in an error"),
     "unknown sections": (classification.evaluate_sections(10, 90, {"GARDENING": 10}), "GARDENING"),
-    "leak": (classification.evaluate_leaks(3, 1, {"train": 8, "test": 2}), "3 texts and 1 groups"),
-    "empty part": (classification.evaluate_leaks(0, 0, {"train": 8, "test": 0}), "No rows in test"),
+    "leak": (
+        classification.evaluate_split({"sides": ["3 texts are in more than one part."], "counts": []}, {"train": 8}),
+        "3 texts are in more",
+    ),
+    "broken certificate": (
+        classification.evaluate_certificate({"linear": certified(0.6, [0.7, 0.85]), "minilm": certified(0.5, [0.9, 1])}, 0.9),
+        "less precisely than certified: linear.",
+    ),
+    "lossy export": (
+        classification.evaluate_export({"minilm": {"passed": False, "reason": "lost 2 points"}}),
+        "minilm: lost 2 points",
+    ),
     "guessing": (classification.evaluate_against_chance({"linear": {"accuracy_interval": [0.01, 0.1]}}, 29), "linear"),
     "nothing evaluated": (classification.evaluate_against_chance({}, 29), "materialise classifier_eval_report"),
-    "unknown labels": (
-        classification.evaluate_labels({"linear": {"mapped_share": 0.5, "unmapped_labels": {"Obituaries": 9}}}),
-        "Obituaries",
-    ),
-    "no labels": (classification.evaluate_labels({"linear": {"mapped_share": None, "unmapped_labels": {}}}), "no labels"),
-    "nothing predicted": (classification.evaluate_labels({}), "materialise external_predictions"),
+    "unknown labels": (classification.evaluate_crosswalk({"linear": compared(100, 50, {"Obituaries": 50})}), "Obituaries"),
+    "no labels": (classification.evaluate_crosswalk({"linear": compared(0, 0, {})}), "no labels"),
+    "no common label": (classification.evaluate_crosswalk({"linear": compared(9, 0, {"X": 9})}), "vocabularies do not meet"),
+    "nothing predicted": (classification.evaluate_crosswalk({}), "materialise external_predictions"),
 }
 
 
@@ -363,7 +389,7 @@ def evaluate(store: ArtifactStore, model: str, lower: float, mapped: float) -> N
     checkpoint, report = f"classifier_checkpoint/{model}", f"classifier_eval_report/{model}"
     publish(store, checkpoint, {}, "balanced_split")
     publish(store, report, {"accuracy_interval": [lower, 1.0]}, checkpoint, "balanced_split")
-    publish(store, f"external_predictions/{model}", {"mapped_share": mapped, "unmapped_labels": {}}, checkpoint, report)
+    publish(store, f"external_predictions/{model}", compared(100, round(100 * mapped), {}), checkpoint, report)
 
 
 def test_evaluations_of_an_earlier_split_are_not_judged(artifacts: Artifacts) -> None:

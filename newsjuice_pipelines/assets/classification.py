@@ -7,42 +7,59 @@ from typing import Any
 import dagster as dg
 
 from newsjuice_pipelines.assets.describe import materialized
-from newsjuice_pipelines.assets.forms import ClassifierForm, ExternalForm, HuffPostForm, SplitForm, TaxonomyForm, ThresholdsForm
+from newsjuice_pipelines.assets.forms import (
+    AuditForm,
+    ClassifierForm,
+    EvaluationForm,
+    ExportForm,
+    ExternalForm,
+    HuffPostForm,
+    SplitForm,
+    TaxonomyForm,
+    ThresholdsForm,
+)
 from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, from_form
 from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
-from newsjuice_pipelines.automation.partitions import classifier_models
-from newsjuice_pipelines.classification.corpus import huffpost, split
+from newsjuice_pipelines.automation.partitions import CLASSIFIERS, classifier_models
+from newsjuice_pipelines.classification.corpus import huffpost, kaggle, split
 from newsjuice_pipelines.classification.corpus import taxonomy as taxonomies
+from newsjuice_pipelines.classification.corpus.split_config import SplitConfig
 from newsjuice_pipelines.classification.judging import decision, evaluate, overlap
 from newsjuice_pipelines.classification.judging import leaderboard as leaderboards
 from newsjuice_pipelines.classification.judging.calibrate import read_calibration
 from newsjuice_pipelines.classification.judging.in_force import current_evaluations
-from newsjuice_pipelines.classification.serving import crosswalk, external
+from newsjuice_pipelines.classification.serving import crosswalk, external, onnx_export
 from newsjuice_pipelines.classification.training import finetune, models
+from newsjuice_pipelines.classification.training.recipe import ClassifierConfig, recipe_for
 from newsjuice_pipelines.database.read import read_articles
 from newsjuice_pipelines.demo import DEMO_HEADLINES
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase
 from newsjuice_pipelines.resources.tracking import Tracking
-from newsjuice_pipelines.runtime.artifacts import Draft
+from newsjuice_pipelines.runtime.artifacts import ArtifactMissing, ArtifactStore, Draft
+from newsjuice_pipelines.runtime.devices import claimed_gpu
 from newsjuice_pipelines.runtime.provenance import file_fingerprint, fingerprint, folder_fingerprint, hardware
 from newsjuice_pipelines.settings import load_settings
 
 GROUP = "classification"
 OWNERS = ["team:classification"]
+KAGGLE = "kaggle"  # instead of a path
 
 
-@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="1")
+@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="2")
 def huffpost_articles(config: HuffPostForm, artifacts: Artifacts) -> dg.MaterializeResult:
     """The labelled headlines, one row a text. What cannot be used is counted by reason, with examples.
 
     Text is headline plus description; link, authors and date are kept apart, since they give the section away.
     """
-    path = Path(config.path) if config.path else load_settings().huffpost_path or DEMO_HEADLINES
+    settings = load_settings()
     with permanent_failures():
-        plan = recipe("1", {"file": path.name}, rows=file_fingerprint(path))
+        path = Path(config.path or settings.huffpost_path or DEMO_HEADLINES)
+        if path.name == KAGGLE and not path.exists():
+            path = kaggle.download_huffpost(settings.home / "downloads")
+        plan = recipe("2", {"file": path.name}, rows=file_fingerprint(path))
         artifact = artifacts.store().publish(
             "huffpost_articles",
             plan,
@@ -52,7 +69,7 @@ def huffpost_articles(config: HuffPostForm, artifacts: Artifacts) -> dg.Material
     return materialized(artifact, row_count=artifact.facts["row_count"])
 
 
-@dg.asset(deps=[huffpost_articles], group_name=GROUP, owners=OWNERS, kinds={"yaml"}, code_version="1")
+@dg.asset(deps=[huffpost_articles], group_name=GROUP, owners=OWNERS, kinds={"yaml"}, code_version="2")
 def taxonomy(config: TaxonomyForm, artifacts: Artifacts) -> dg.MaterializeResult:
     """The classes, and which section of the raw data goes to which. Sections without a class are counted, never forced."""
     store = artifacts.store()
@@ -64,12 +81,12 @@ def taxonomy(config: TaxonomyForm, artifacts: Artifacts) -> dg.MaterializeResult
             (draft.path / "taxonomy.yaml").write_bytes(source.read_bytes())
             return taxonomies.write_taxonomy(taxonomies.load_taxonomy(source), huffpost.read_huffpost(rows.path), draft.path)
 
-        plan = recipe("1", {"name": config.name}, [rows], file=file_fingerprint(source))
+        plan = recipe("2", {"name": config.name}, [rows], file=file_fingerprint(source))
         artifact = store.publish("taxonomy", plan, write, force=config.force)
     return materialized(artifact)
 
 
-@dg.asset(deps=[huffpost_articles, taxonomy], group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="1")
+@dg.asset(deps=[huffpost_articles, taxonomy], group_name=GROUP, owners=OWNERS, kinds={"parquet"}, code_version="2")
 def balanced_split(config: SplitForm, artifacts: Artifacts) -> dg.MaterializeResult:
     """Train, validation, calibration and test rows: up to 1,000 a class, duplicates on one side, the test part read once."""
     store = artifacts.store()
@@ -78,23 +95,23 @@ def balanced_split(config: SplitForm, artifacts: Artifacts) -> dg.MaterializeRes
 
         def write(draft: Draft) -> dict[str, Any]:
             classes = taxonomies.load_taxonomy(mapping.path / "taxonomy.yaml")
-            parts = split.balanced_split(huffpost.read_huffpost(rows.path), classes, from_form(config, split.SplitConfig))
+            parts = split.balanced_split(huffpost.read_huffpost(rows.path), classes, from_form(config, SplitConfig))
             return split.write_split(parts, draft.path)
 
-        artifact = store.publish("balanced_split", recipe("1", config.values(), [rows, mapping]), write, force=config.force)
+        artifact = store.publish("balanced_split", recipe("2", config.values(), [rows, mapping]), write, force=config.force)
     return materialized(artifact, row_count=artifact.facts["row_count"])
 
 
-@dg.asset(deps=[balanced_split], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="1")
-def overlap_report(config: LaunchpadConfig, artifacts: Artifacts) -> dg.MaterializeResult:
-    """What would flatter or limit any classifier: texts on two sides of the split, and classes that look alike."""
+@dg.asset(deps=[balanced_split], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="2")
+def overlap_report(config: AuditForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """What would flatter or limit any classifier: leaks, wrong labels, classes that overlap; and a taxonomy that mends them."""
     store = artifacts.store()
     with permanent_failures():
         parts = store.open("balanced_split")
         artifact = store.publish(
             "overlap_report",
-            recipe("1", {}, [parts]),
-            lambda draft: overlap.overlap_report(parts.path, draft.path),
+            recipe("2", config.values(), [parts]),
+            lambda draft: overlap.overlap_report(parts.path, draft.path, from_form(config, overlap.AuditConfig)),
             force=config.force,
         )
     return materialized(artifact)
@@ -108,7 +125,7 @@ def overlap_report(config: LaunchpadConfig, artifacts: Artifacts) -> dg.Material
     partitions_def=classifier_models,
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
-    code_version="1",
+    code_version="2",
 )
 def classifier_checkpoint(
     context: dg.AssetExecutionContext, config: ClassifierForm, artifacts: Artifacts, tracking: Tracking
@@ -117,11 +134,11 @@ def classifier_checkpoint(
     store, model = artifacts.store(), context.partition_key
     with permanent_failures():
         parts = store.open("balanced_split")
-        settings = from_form(config, finetune.ClassifierConfig)
+        settings, entry = from_form(config, ClassifierConfig), CLASSIFIERS[model]
         artifact = store.publish(
             f"classifier_checkpoint/{model}",
-            recipe("1", config.values(), [parts], base=_base_of(model, settings)),
-            lambda draft: finetune.train_classifier(model, parts.path, settings, draft.path, draft.scratch, tracking.tracker()),
+            recipe("2", config.values(), [parts], base=_base_of(entry, settings), training=asdict(recipe_for(entry, settings))),
+            lambda draft: finetune.train_classifier(entry, parts.path, settings, draft.path, draft.scratch, tracking.tracker()),
             force=config.force,
         )
     return materialized(artifact)
@@ -135,33 +152,67 @@ def classifier_checkpoint(
     partitions_def=classifier_models,
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
-    code_version="1",
+    code_version="2",
 )
 def classifier_eval_report(
-    context: dg.AssetExecutionContext, config: LaunchpadConfig, artifacts: Artifacts
+    context: dg.AssetExecutionContext, config: EvaluationForm, artifacts: Artifacts
 ) -> dg.MaterializeResult:
-    """Scores on the test part with intervals, calibration, and the confidence above which 90 % precision is certified."""
+    """Scores on the test part with intervals, calibration, and the confidence above which 90 % precision is certified.
+
+    A second checkpoint of a model is judged on the same test part only with `read_test_again`, and the report then says so.
+    """
+    store, model = artifacts.store(), context.partition_key
+    with permanent_failures():
+        checkpoint, parts = store.open(f"classifier_checkpoint/{model}"), store.open("balanced_split")
+        judged = _judged_before(store, model, parts.version)
+        earlier = [version for version in judged if version != checkpoint.version]
+
+        def write(draft: Draft) -> dict[str, Any]:
+            settings = from_form(config, evaluate.EvaluationConfig)
+            with claimed_gpu():
+                facts = evaluate.evaluate_classifier(
+                    checkpoint.path, parts.path, draft.path, settings, earlier_readings=len(earlier)
+                )
+            return {**facts, "checkpoints_judged": [*earlier, checkpoint.version]}
+
+        plan = recipe("2", config.values(), [checkpoint, parts], timed_on=hardware(), judged_before=earlier)
+        artifact = store.publish(f"classifier_eval_report/{model}", plan, write, force=config.force)
+    return materialized(artifact)
+
+
+@dg.asset(
+    deps=[classifier_checkpoint, balanced_split],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"onnx"},
+    partitions_def=classifier_models,
+    code_version="1",
+)
+def exported_classifier(context: dg.AssetExecutionContext, config: ExportForm, artifacts: Artifacts) -> dg.MaterializeResult:
+    """The classifier in ONNX with 8-bit weights for fast answers on a CPU, where it stays as accurate on the validation part."""
     store, model = artifacts.store(), context.partition_key
     with permanent_failures():
         checkpoint, parts = store.open(f"classifier_checkpoint/{model}"), store.open("balanced_split")
         artifact = store.publish(
-            f"classifier_eval_report/{model}",
-            recipe("1", {}, [checkpoint, parts], timed_on=hardware()),
-            lambda draft: evaluate.evaluate_classifier(checkpoint.path, parts.path, draft.path),
+            f"exported_classifier/{model}",
+            recipe("1", config.values(), [checkpoint, parts]),
+            lambda draft: onnx_export.export_classifier(
+                checkpoint.path, parts.path, draft.path, from_form(config, onnx_export.ExportConfig)
+            ),
             force=config.force,
         )
     return materialized(artifact)
 
 
 @dg.asset(
-    deps=[classifier_checkpoint, classifier_eval_report],
+    deps=[classifier_checkpoint, classifier_eval_report, taxonomy],
     group_name=GROUP,
     owners=OWNERS,
     kinds={"csv"},
     partitions_def=classifier_models,
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
-    code_version="1",
+    code_version="2",
 )
 def external_predictions(
     context: dg.AssetExecutionContext, config: ExternalForm, artifacts: Artifacts, database: ArticleDatabase
@@ -174,6 +225,7 @@ def external_predictions(
     path = Path(config.csv) if config.csv else load_settings().external_csv
     with permanent_failures():
         checkpoint, report = store.open(f"classifier_checkpoint/{model}"), store.open(f"classifier_eval_report/{model}")
+        mapping = store.open("taxonomy")
         if path is not None:
             rows = external.read_external_csv(path)
         else:
@@ -181,21 +233,30 @@ def external_predictions(
                 rows = read_articles(connection, config.articles)
         labels = crosswalk.load_crosswalk(config.crosswalk)
         plan = recipe(
-            "1",
+            "2",
             {**config.values(), "labels": {name: list(found) for name, found in labels.labels.items()}},
-            [checkpoint, report],
+            [checkpoint, report, mapping],
             rows=fingerprint(rows.astype(str).values.tolist()),
         )
-        artifact = store.publish(
-            f"external_predictions/{model}",
-            plan,
-            lambda draft: external.predict_external(rows, checkpoint.path, read_calibration(report.path), labels, draft.path),
-            force=config.force,
-        )
+
+        def write(draft: Draft) -> dict[str, Any]:
+            sections = taxonomies.load_taxonomy(mapping.path / "taxonomy.yaml").mapping
+            with claimed_gpu():
+                return external.predict_external(
+                    rows,
+                    checkpoint.path,
+                    read_calibration(report.path),
+                    labels,
+                    draft.path,
+                    sections=sections,
+                    compare_raw_strings=config.compare_raw_strings,
+                )
+
+        artifact = store.publish(f"external_predictions/{model}", plan, write, force=config.force)
     return materialized(artifact, row_count=len(rows))
 
 
-@dg.asset(deps=[classifier_eval_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="1")
+@dg.asset(deps=[classifier_eval_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="2")
 def model_leaderboard(config: LaunchpadConfig, artifacts: Artifacts) -> dg.MaterializeResult:
     """The models that were evaluated on the current split, ranked, with paired tests so that noise is not called a winner."""
     store = artifacts.store()
@@ -203,14 +264,14 @@ def model_leaderboard(config: LaunchpadConfig, artifacts: Artifacts) -> dg.Mater
         evaluations = current_evaluations(store)
         artifact = store.publish(
             "model_leaderboard",
-            recipe("1", {}, evaluations.values()),
+            recipe("2", {}, evaluations.values()),
             lambda draft: leaderboards.leaderboard({model: found.path for model, found in evaluations.items()}, draft.path),
             force=config.force,
         )
     return materialized(artifact)
 
 
-@dg.asset(deps=[model_leaderboard, classifier_eval_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="1")
+@dg.asset(deps=[model_leaderboard, classifier_eval_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="2")
 def classifier_decision(config: ThresholdsForm, artifacts: Artifacts) -> dg.MaterializeResult:
     """Adopt the best classifier or not, against thresholds written down before the run, with every criterion."""
     store = artifacts.store()
@@ -223,14 +284,23 @@ def classifier_decision(config: ThresholdsForm, artifacts: Artifacts) -> dg.Mate
             verdict = decision.decide(leaderboards.read_results(board.path), results, thresholds)
             return decision.write_decision(verdict, draft.path)
 
-        plan = recipe("1", {**config.values(), **asdict(thresholds)}, [board, *evaluations.values()])
+        plan = recipe("2", {**config.values(), **asdict(thresholds)}, [board, *evaluations.values()])
         artifact = store.publish("classifier_decision", plan, write, force=config.force)
     return materialized(artifact)
 
 
-def _base_of(model: str, settings: finetune.ClassifierConfig) -> Any:
+def _judged_before(store: ArtifactStore, model: str, split: str) -> list[str]:
+    """Versions of the model's checkpoints that the test part of this split has judged so far, as the report in force says."""
+    try:
+        report = store.open(f"classifier_eval_report/{model}")
+    except ArtifactMissing:
+        return []
+    return list(report.facts["checkpoints_judged"]) if report.recipe["inputs"]["balanced_split"] == split else []
+
+
+def _base_of(entry: models.BaseModel, settings: ClassifierConfig) -> Any:
     """What the training starts from: the content of a folder, or a hub model and its commit; None for a linear model."""
-    if not models.base_model(model).is_encoder:
+    if not entry.is_encoder:
         return None
-    location, revision = models.weights_location(model, settings.base_path, settings.revision)
+    location, revision = models.weights_location(entry, settings.base_path, settings.revision)
     return [location, revision] if revision else folder_fingerprint(Path(location))

@@ -3,8 +3,12 @@
 from pydantic import Field
 
 from newsjuice_pipelines.assets.launchpad import LaunchpadConfig, launchpad_config, override_config
-from newsjuice_pipelines.classification.corpus.split import SplitConfig
-from newsjuice_pipelines.classification.training.finetune import ClassifierConfig
+from newsjuice_pipelines.classification.corpus.split_config import SplitConfig
+from newsjuice_pipelines.classification.corpus.taxonomy import packaged_taxonomies
+from newsjuice_pipelines.classification.judging.evaluate import EvaluationConfig
+from newsjuice_pipelines.classification.judging.overlap import AuditConfig
+from newsjuice_pipelines.classification.serving.onnx_export import ExportConfig
+from newsjuice_pipelines.classification.training.recipe import ClassifierConfig
 from newsjuice_pipelines.podcast.engines import ENGINES
 from newsjuice_pipelines.podcast.judging.latency import LatencyConfig
 from newsjuice_pipelines.podcast.judging.quality import QualityConfig
@@ -59,19 +63,26 @@ GenerationForm = launchpad_config(GenerationConfig, engine=_ENGINE)
 LatencyForm = launchpad_config(LatencyConfig, engine=_ENGINE)
 QualityForm = launchpad_config(QualityConfig)
 SplitForm = launchpad_config(SplitConfig)
+AuditForm = launchpad_config(AuditConfig)
 ClassifierForm = launchpad_config(ClassifierConfig)
+EvaluationForm = launchpad_config(EvaluationConfig)
+ExportForm = launchpad_config(ExportConfig)
 
 
 class HuffPostForm(LaunchpadConfig):
     """Which headlines are read."""
 
-    path: str | None = Field(None, description="JSON lines of the News Category Dataset. Default: NEWSJUICE_HUFFPOST_PATH.")
+    path: str | None = Field(
+        None, description="JSON lines of the News Category Dataset, or `kaggle`. Default: NEWSJUICE_HUFFPOST_PATH."
+    )
 
 
 class TaxonomyForm(LaunchpadConfig):
     """Which classes are used."""
 
-    name: str = Field("original-29", description="A packaged taxonomy (original-29, raw-42), or the path of a YAML file.")
+    name: str = Field(
+        "original-29", description=f"A packaged taxonomy ({', '.join(packaged_taxonomies())}), or the path of a YAML file."
+    )
 
 
 class ExternalForm(LaunchpadConfig):
@@ -80,16 +91,13 @@ class ExternalForm(LaunchpadConfig):
     csv: str | None = Field(None, description="CSV with id, title, content, summary. Default: NEWSJUICE_EXTERNAL_CSV.")
     articles: int = Field(2000, description="Most rows of the articles table, when there is no CSV.")
     crosswalk: str = Field("default", description="A packaged crosswalk from foreign labels, or the path of a YAML file.")
+    compare_raw_strings: bool = Field(
+        False, description="Defect D16: compare labels letter by letter, as the original did; the check then fails."
+    )
 
 
 class ThresholdsForm(LaunchpadConfig):
     """What has to be reached for `adopt`."""
-
-    thresholds: str = Field("v1", description="A packaged version of the thresholds, or the path of a YAML file.")
-
-
-class PodcastThresholdsForm(ThresholdsForm):
-    """What the student has to reach for `adopt`."""
 
     thresholds: str = Field("v2", description="A packaged version of the thresholds, or the path of a YAML file.")
 

@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from newsjuice_pipelines.assets.describe import materialized
-from newsjuice_pipelines.assets.forms import GenerationForm, LatencyForm, PodcastThresholdsForm, PromotionForm, QualityForm
+from newsjuice_pipelines.assets.forms import GenerationForm, LatencyForm, PromotionForm, QualityForm, ThresholdsForm
 from newsjuice_pipelines.assets.launchpad import from_form
 from newsjuice_pipelines.assets.podcast import GROUP, OWNERS, base_model, student_dataset, teacher_scripts
 from newsjuice_pipelines.assets.recipe import recipe
@@ -206,7 +206,7 @@ def _judge(model: str, vertex: VertexAI, cache: Path) -> Callable[[str], str]:
 
 
 @dg.asset(deps=[latency_report, script_quality_report], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="2")
-def podcast_decision(config: PodcastThresholdsForm, artifacts: Artifacts) -> dg.MaterializeResult:
+def podcast_decision(config: ThresholdsForm, artifacts: Artifacts) -> dg.MaterializeResult:
     """Adopt the student or not, against thresholds written down before the run, with every criterion and what would change it."""
     store = artifacts.store()
     with permanent_failures():

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 
 import dagster as dg
 
+from newsjuice_pipelines.classification.training.loop import TrainingFailed
 from newsjuice_pipelines.classification.training.models import ModelUnavailable
 from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
 from newsjuice_pipelines.podcast.teaching.teacher import TeacherRefused
@@ -12,7 +13,7 @@ from newsjuice_pipelines.podcast.training.training_log import TrainingDiverged
 from newsjuice_pipelines.runtime.artifacts import ArtifactError
 
 # A second try cannot mend these. Bad input and bad settings are `ValueError`s in the domain packages.
-PERMANENT = (ValueError, ArtifactError, SourceTableError, TeacherRefused, ModelUnavailable, TrainingDiverged)
+PERMANENT = (ValueError, ArtifactError, SourceTableError, TeacherRefused, ModelUnavailable, TrainingDiverged, TrainingFailed)
 
 
 @contextmanager

@@ -27,9 +27,11 @@ prepare_topics = dg.define_asset_job(
 
 train_classifier = dg.define_asset_job(
     "train_classifier",
-    selection=dg.AssetSelection.assets("classifier_checkpoint", "classifier_eval_report", "external_predictions"),
+    selection=dg.AssetSelection.assets(
+        "classifier_checkpoint", "classifier_eval_report", "exported_classifier", "external_predictions"
+    ),
     partitions_def=classifier_models,
-    description="Trains, evaluates and applies one classifier model; backfill it over models.",
+    description="Trains, evaluates, exports and applies one classifier model; backfill it over models.",
 )
 
 compare_classifiers = dg.define_asset_job(

@@ -4,14 +4,16 @@ from datetime import date
 
 import dagster as dg
 
-from newsjuice_pipelines.classification.training.models import BASE_MODELS
+from newsjuice_pipelines.classification.training.models import catalogue
 from newsjuice_pipelines.settings import load_settings
 
 # Days of `fetched_at`, UTC. The first day is read once, when the code location loads.
 daily = dg.DailyPartitionsDefinition(start_date=load_settings().first_day.isoformat(), timezone="UTC")
 
-# One partition a classifier model, so that a backfill trains and reports on any set of them.
-classifier_models = dg.StaticPartitionsDefinition(list(BASE_MODELS))
+# One partition a classifier model, so that a backfill trains and reports on any set of them. Models that a setting adds are read
+# once, when the code location loads.
+CLASSIFIERS = catalogue(load_settings().classifiers)
+classifier_models = dg.StaticPartitionsDefinition(list(CLASSIFIERS))
 
 
 def days_of(context: dg.AssetExecutionContext) -> list[date]:

@@ -1,19 +1,20 @@
 """Checks of the classification group. Blocking ones stop what is downstream in the same run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import dagster as dg
 
 from newsjuice_pipelines.checks.podcast import evaluate_verdict
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
+from newsjuice_pipelines.classification.judging.calibrate import TARGET_PRECISION
 from newsjuice_pipelines.classification.judging.in_force import current_evaluations, current_external_predictions
+from newsjuice_pipelines.classification.serving.external import judge_crosswalk
 from newsjuice_pipelines.resources.artifacts import Artifacts
 
 DUPLICATE_REASONS = ("duplicate_text", "duplicate_text_other_category")
 UNUSABLE_LINES_LIMIT = 0.05
 UNKNOWN_SECTIONS_LIMIT = 0.05
-MAPPED_LABELS_LIMIT = 0.95
 
 
 def evaluate_headlines(counts: Mapping[str, int]) -> CheckOutcome:
@@ -37,15 +38,12 @@ def evaluate_sections(unknown_rows: int, known_rows: int, unknown: Mapping[str, 
     return CheckOutcome(share <= UNKNOWN_SECTIONS_LIMIT, sentence, {"unknown_categories": dict(unknown)})
 
 
-def evaluate_leaks(shared_texts: int, shared_groups: int, rows_per_part: Mapping[str, int]) -> CheckOutcome:
-    """No text and no group of duplicates in two parts, and rows in every part."""
-    figures: dict[str, Any] = {"shared_texts": shared_texts, "shared_groups": shared_groups, **rows_per_part}
-    empty = [part for part, rows in rows_per_part.items() if rows == 0]
-    if empty:
-        return CheckOutcome(False, f"No rows in {', '.join(empty)}.", figures)
-    if shared_texts or shared_groups:
-        return CheckOutcome(False, f"{shared_texts} texts and {shared_groups} groups of duplicates are in two parts.", figures)
-    return CheckOutcome(True, "No text and no group of duplicates is in two parts.", figures)
+def evaluate_split(problems: Mapping[str, Sequence[str]], rows_per_part: Mapping[str, int]) -> CheckOutcome:
+    """Whether a split is as promised: no text or near-duplicate on two sides, the counts of its preset, whole columns."""
+    found = [problem for group in problems.values() for problem in group]
+    if found:
+        return CheckOutcome(False, " ".join(found[:5]), {**{name: len(of) for name, of in problems.items()}, **rows_per_part})
+    return CheckOutcome(True, "No text and no near-duplicate is in two parts, and every class has its rows.", {**rows_per_part})
 
 
 def evaluate_against_chance(evaluations: Mapping[str, Mapping[str, Any]], classes: int) -> CheckOutcome:
@@ -59,19 +57,40 @@ def evaluate_against_chance(evaluations: Mapping[str, Mapping[str, Any]], classe
     return CheckOutcome(True, f"Better than guessing one of {classes} classes: {', '.join(sorted(lower))}.", {"lower": lower})
 
 
-def evaluate_labels(facts: Mapping[str, Mapping[str, Any]]) -> CheckOutcome:
+def evaluate_certificate(evaluations: Mapping[str, Mapping[str, Any]], target: float) -> CheckOutcome:
+    """Whether what the test part shows contradicts a certified precision: the promise is broken when its interval lies below."""
+    broken = {
+        model: facts["threshold_precision_interval"]
+        for model, facts in evaluations.items()
+        if facts["threshold_precision_interval"] is not None and facts["threshold_precision_interval"][1] < target
+    }
+    none = sorted(model for model, facts in evaluations.items() if facts["threshold"] is None)
+    if broken:
+        return CheckOutcome(False, f"Filed less precisely than certified: {', '.join(sorted(broken))}.", {"intervals": broken})
+    without = f" No threshold could be certified for {', '.join(none)}." if none else ""
+    return CheckOutcome(True, f"The test part agrees with every certified threshold.{without}")
+
+
+def evaluate_crosswalk(results: Mapping[str, Mapping[str, Any]]) -> CheckOutcome:
     """Whether the crosswalk knows the foreign labels: a comparison with unknown ones says nothing."""
-    if not facts:
+    if not results:
         return CheckOutcome(False, "No predictions of a checkpoint in force: materialise external_predictions again.")
-    shares = {model: found["mapped_share"] for model, found in facts.items()}
-    unmapped = {label for found in facts.values() for label in found["unmapped_labels"]}
-    if any(share is None for share in shares.values()):
-        return CheckOutcome(False, "The articles carry no labels, so nothing could be compared.", {"mapped_share": shares})
-    lowest = min(shares.values())
-    sentence = f"{lowest:.1%} of the labels have a counterpart (at least {MAPPED_LABELS_LIMIT:.0%} is asked)."
-    if unmapped:
-        sentence += f" Without one: {', '.join(sorted(unmapped)[:10])}."
-    return CheckOutcome(lowest >= MAPPED_LABELS_LIMIT, sentence, {"mapped_share": shares})
+    verdicts = {model: judge_crosswalk(found) for model, found in results.items()}
+    shares = {model: found["mapped_share"] for model, found in results.items()}
+    failed = [sentence for passed, sentence in verdicts.values() if not passed]
+    sentence = failed[0] if failed else next(iter(verdicts.values()))[1]
+    return CheckOutcome(not failed, sentence, {"mapped_share": shares})
+
+
+def evaluate_export(facts: Mapping[str, Mapping[str, Any]]) -> CheckOutcome:
+    """Whether every exported model may be served: those that lost too much are served by PyTorch instead."""
+    failed = sorted(model for model, found in facts.items() if found["passed"] is False)
+    reasons = {model: found["reason"] for model, found in facts.items()}
+    if failed:
+        return CheckOutcome(
+            False, f"Not served in 8 bits: {'; '.join(f'{model}: {reasons[model]}' for model in failed)}.", reasons
+        )
+    return CheckOutcome(True, "; ".join(f"{model}: {reason}" for model, reason in reasons.items()) + ".", reasons)
 
 
 @dg.asset_check(asset="huffpost_articles")
@@ -88,13 +107,12 @@ def every_section_has_a_class(artifacts: Artifacts) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(asset="balanced_split", blocking=True)
-def no_text_in_two_parts(artifacts: Artifacts) -> dg.AssetCheckResult:
-    """Train, validation, calibration and test share no text and no group of duplicates."""
-    from newsjuice_pipelines.classification.corpus.split import count_shared
+def split_is_as_promised(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """Parts share no text and no near-duplicate, every class has the rows that the preset promises, and the columns are whole."""
+    from newsjuice_pipelines.classification.corpus.split_checks import split_problems
 
     parts = artifacts.store().open("balanced_split")
-    shared = count_shared(parts.path)
-    return as_result(evaluate_leaks(shared["text"], shared["group"], parts.facts["rows_per_part"]))
+    return as_result(evaluate_split(split_problems(parts.path), parts.facts["rows_per_part"]))
 
 
 @dg.asset_check(asset="classifier_eval_report")
@@ -105,11 +123,26 @@ def classifiers_beat_guessing(artifacts: Artifacts) -> dg.AssetCheckResult:
     return as_result(evaluate_against_chance(evaluations, store.open("balanced_split").facts["class_count"]), warn_only=True)
 
 
+@dg.asset_check(asset="classifier_eval_report")
+def certificates_hold_on_test(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """What is filed alone is as precise on the test part as certified, for the models judged on the split in force."""
+    evaluations = {model: report.facts for model, report in current_evaluations(artifacts.store()).items()}
+    return as_result(evaluate_certificate(evaluations, TARGET_PRECISION), warn_only=True)
+
+
+@dg.asset_check(asset="exported_classifier")
+def export_is_as_accurate(artifacts: Artifacts) -> dg.AssetCheckResult:
+    """The 8-bit model loses at most 0.3 points of accuracy on the validation part; otherwise PyTorch serves."""
+    store = artifacts.store()
+    facts = {model: store.open(f"exported_classifier/{model}").facts for model in store.partitions("exported_classifier")}
+    return as_result(evaluate_export(facts), warn_only=True)
+
+
 @dg.asset_check(asset="external_predictions")
 def foreign_labels_are_known(artifacts: Artifacts) -> dg.AssetCheckResult:
     """At least 95 % of the foreign labels have a counterpart in the crosswalk, for the checkpoints in force."""
     facts = {model: found.facts for model, found in current_external_predictions(artifacts.store()).items()}
-    return as_result(evaluate_labels(facts), warn_only=True)
+    return as_result(evaluate_crosswalk(facts))
 
 
 @dg.asset_check(asset="classifier_decision")
@@ -121,8 +154,10 @@ def classifier_is_worth_adopting(artifacts: Artifacts) -> dg.AssetCheckResult:
 CLASSIFICATION_CHECKS = [
     most_lines_are_usable,
     every_section_has_a_class,
-    no_text_in_two_parts,
+    split_is_as_promised,
     classifiers_beat_guessing,
+    certificates_hold_on_test,
+    export_is_as_accurate,
     foreign_labels_are_known,
     classifier_is_worth_adopting,
 ]

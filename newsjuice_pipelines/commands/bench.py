@@ -16,18 +16,19 @@ BENCHMARKS = {
     "finetune": ("finetune",),
     "inference": ("inference",),
     "engines": ("cpu_engines",),
-    "defects": ("defects",),
+    "classifier": ("classifier",),
+    "defects": ("defects", "classifier_defects"),
 }
-ON_REAL_ARTICLES = ("defects",)  # their `run` takes a folder of articles
+ON_REAL_DATA = ("classifier", "defects")  # their `run` takes a folder of articles and headlines
 
 
 def bench(name: str, out: Path | None, command: Sequence[str], data: Path | None = None) -> int:
     """Run one benchmark; with `out`, write NAME.json, NAME.md and plots there. Returns the exit status.
 
     Raises:
-        ValueError: `data` is given, and this benchmark does not use articles of one's own.
+        ValueError: `data` is given, and this benchmark does not use data of one's own.
     """
-    if data is not None and name not in ON_REAL_ARTICLES:
+    if data is not None and name not in ON_REAL_DATA:
         raise ValueError(f"newsjuice bench {name} makes its own data: leave --data out.")
     results, pages = {}, []
     for part in BENCHMARKS[name]:

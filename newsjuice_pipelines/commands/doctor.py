@@ -174,12 +174,13 @@ def student_engine(settings: Settings) -> Finding:
     return Finding("student engine", "ok", "openvino where the quantised model passes its gate, else transformers")
 
 
-def classifiers(_settings: Settings) -> Finding:
+def classifiers(settings: Settings) -> Finding:
     """Which classifier models have their weights here."""
-    from newsjuice_pipelines.classification.training.models import BASE_MODELS, available_offline
+    from newsjuice_pipelines.classification.training.models import available_offline, catalogue
 
-    here = [name for name in BASE_MODELS if available_offline(name)]
-    away = [name for name in BASE_MODELS if name not in here]
+    models = catalogue(settings.classifiers)
+    here = [name for name, model in models.items() if available_offline(model)]
+    away = [name for name in models if name not in here]
     if not away:
         return Finding("classifiers", "ok", ", ".join(here))
     fix = f"{', '.join(away)}: materialise the partition once with access to huggingface.co"

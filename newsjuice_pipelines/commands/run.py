@@ -206,13 +206,14 @@ def _descendants(graph: dg.AssetGraph, key: dg.AssetKey) -> set[dg.AssetKey]:
 
 
 def _checked_models(names: Sequence[str]) -> list[str]:
-    """The classifier models that were asked for, or those whose weights are on this machine."""
-    from newsjuice_pipelines.classification.training.models import BASE_MODELS, available_offline
+    """The classifier models that were asked for, or those of our recipe whose weights are on this machine."""
+    from newsjuice_pipelines.automation.partitions import CLASSIFIERS
+    from newsjuice_pipelines.classification.training.models import OURS, available_offline
 
-    unknown = [name for name in names if name not in BASE_MODELS]
+    unknown = [name for name in names if name not in CLASSIFIERS]
     if unknown:
-        raise RunFailed(f"--models: there is no classifier {', '.join(unknown)}. There are: {', '.join(BASE_MODELS)}.")
-    return list(names) or [name for name in BASE_MODELS if available_offline(name)]
+        raise RunFailed(f"--models: there is no classifier {', '.join(unknown)}. There are: {', '.join(CLASSIFIERS)}.")
+    return list(names) or [name for name, model in CLASSIFIERS.items() if model.recipe == OURS and available_offline(model)]
 
 
 def _job(defs: dg.Definitions, stage: Stage) -> dg.JobDefinition:

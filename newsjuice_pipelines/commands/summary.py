@@ -16,6 +16,7 @@ REPORTS = (
     "podcast_decision",
     "overlap_report",
     "classifier_eval_report",
+    "exported_classifier",
     "external_predictions",
     "model_leaderboard",
     "classifier_decision",
@@ -55,6 +56,8 @@ def _classification(store: ArtifactStore) -> Iterator[tuple[str, str]]:
     for row in board["ranking"] if board else []:
         low, high = row["accuracy_interval"]
         yield f"accuracy of {row['model']}", f"{row['accuracy']:.1%}  (95 % interval {low:.1%} to {high:.1%})"
+        report = _facts(store, f"classifier_eval_report/{row['model']}")
+        yield f"filed by {row['model']} at certified precision", _certified(report)
     yield "classifier decision", _verdict(_facts(store, "classifier_decision"))
 
 
@@ -68,6 +71,14 @@ def _facts(store: ArtifactStore, key: str) -> Mapping[str, Any] | None:
 def _passes(systems: Mapping[str, Any]) -> str:
     shares = [systems[name]["passes"]["value"] if systems.get(name) else None for name in ("student", "base", "teacher")]
     return " / ".join("not measured" if share is None else f"{share:.0%}" for share in shares)
+
+
+def _certified(facts: Mapping[str, Any] | None) -> str:
+    if facts is None:
+        return NOT_YET
+    if facts["threshold"] is None:
+        return "none: no threshold could be certified"
+    return f"{facts['threshold_coverage']:.1%} of the test texts, {facts['threshold_precision']:.1%} of them right"
 
 
 def _verdict(facts: Mapping[str, Any] | None) -> str:

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from newsjuice_pipelines.runtime.progress import format_duration
+
+logger = logging.getLogger("newsjuice.devices")
+
+CLAIM_NEWS_S = 60.0  # between two lines about waiting for a GPU
 
 CGROUP = Path("/sys/fs/cgroup")
 # Whether training in bf16 beats fp32 on processors that compute in it (AMX, AVX512-BF16).
@@ -14,12 +26,21 @@ BFLOAT16_PAYS_ON_CPU = False
 
 @dataclass(frozen=True)
 class Device:
-    """A compute device as PyTorch names it (`cpu` or `cuda`), its hardware name, and the best training dtype."""
+    """A compute device as PyTorch names it (`cpu` or `cuda`), its hardware name, and the best training dtype.
+
+    `index` is the number of a CUDA device among those that this process sees.
+    """
 
     type: str
     name: str
     dtype: str
     memory_gib: float | None = None
+    index: int = 0
+
+    @property
+    def torch_name(self) -> str:
+        """The device for PyTorch's `to`: `cpu` or `cuda:1`."""
+        return f"{self.type}:{self.index}" if self.type == "cuda" else self.type
 
 
 def best_device(index: int = 0) -> Device:
@@ -30,7 +51,7 @@ def best_device(index: int = 0) -> Device:
         properties = torch.cuda.get_device_properties(index)
         with torch.cuda.device(index):
             dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
-        return Device("cuda", properties.name, dtype, properties.total_memory / 2**30)
+        return Device("cuda", properties.name, dtype, properties.total_memory / 2**30, index)
     dtype = "bfloat16" if BFLOAT16_PAYS_ON_CPU and cpu_computes_in_bfloat16() else "float32"
     return Device("cpu", f"{os.cpu_count()} CPU cores", dtype)
 
@@ -91,3 +112,58 @@ def peak_memory_mib(device: str) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 2**20 if sys.platform == "darwin" else peak // 2**10  # bytes there, KiB on Linux
+
+
+def gpu_ids() -> list[str]:
+    """A lasting name (its UUID) of each CUDA device that this process sees, whatever number it has here; none without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
+
+
+@contextmanager
+def claimed_gpu(poll_s: float = 2.0) -> Iterator[Device]:
+    """A CUDA device for this process alone among those that ask here, or the CPU where there is none.
+
+    Parallel steps of a backfill so get different GPUs. Who comes when all are taken waits, and says so. A claim is a locked
+    file in the temporary folder: it ends with the block, or with the process, however that ends. Claims do not nest.
+    """
+    gpus = gpu_ids()
+    if not gpus:
+        yield best_device()
+        return
+    with ExitStack() as claims:
+        index = _claim_one(gpus, claims, poll_s)
+        claims.enter_context(_current_gpu(index))
+        yield best_device(index)
+
+
+def _claim_one(gpus: list[str], claims: ExitStack, poll_s: float) -> int:
+    """The first device that nobody holds; its lock goes into `claims`."""
+    from filelock import FileLock, Timeout
+
+    # A folder for each user: what one user creates in a shared temporary folder another may not open.
+    folder = Path(tempfile.gettempdir()) / f"newsjuice-gpus-{os.getuid() if hasattr(os, 'getuid') else 'all'}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    started, told = time.monotonic(), float("-inf")
+    while True:
+        for index, gpu in enumerate(gpus):
+            with suppress(Timeout):
+                claims.enter_context(FileLock(folder / f"{gpu}.lock", timeout=0))
+                return index
+        now = time.monotonic()
+        if now - told >= CLAIM_NEWS_S:
+            told = now
+            waited = format_duration(now - started)
+            logger.info("waiting for a GPU: other steps hold all %d (locks in %s), %s so far", len(gpus), folder, waited)
+        time.sleep(poll_s)
+
+
+def _current_gpu(index: int) -> AbstractContextManager[Any]:
+    """What makes a CUDA device the one that `cuda` means."""
+    import torch
+
+    current: AbstractContextManager[Any] = torch.cuda.device(index)
+    return current

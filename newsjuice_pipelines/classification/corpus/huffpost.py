@@ -1,15 +1,22 @@
-"""Reading the News Category Dataset (HuffPost) and cleaning it. Which class a section belongs to is `taxonomy.py`'s business."""
+"""Reading the News Category Dataset (HuffPost) and cleaning it.
+
+Which class a section belongs to is `taxonomy.py`'s business, fetching the file is `kaggle.py`'s.
+"""
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import logging
-from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
+
+from newsjuice_pipelines.classification.corpus.schemas import rows_schema, schema_problems
+from newsjuice_pipelines.classification.corpus.taxonomy import label_key
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,10 +27,19 @@ ROWS = "rows.parquet"
 REQUIRED_KEYS = ("headline", "category")
 OPTIONAL_KEYS = ("short_description", "link", "authors", "date")
 COLUMNS = ("row_id", "text", "category", "headline", "short_description", "link", "authors", "date")
+# A row of the data set has some 500 bytes. A longer line than this is no row, and is never held in memory as a whole.
+MAX_LINE_BYTES = 1_000_000
+BATCH_ROWS = 50_000
 EXAMPLES_PER_REASON = 5
 EXAMPLE_CHARACTERS = 120
 SENTENCE_ENDS = (".", "!", "?", "…", ":", ";")
 CLOSING_MARKS = "\"')]\u201d\u2019"
+OTHER_FILES = {
+    b"PK\x03\x04": "a zip archive: unpack it first",
+    b"\x1f\x8b": "compressed with gzip: unpack it first",
+    b"\xff\xfe": "UTF-16 text: save it as UTF-8",
+    b"\xfe\xff": "UTF-16 text: save it as UTF-8",
+}
 
 
 class HuffPostError(ValueError):
@@ -34,13 +50,15 @@ class HuffPostError(ValueError):
 class HuffPostTable:
     """The usable rows, what was counted on the way, and the first few dropped lines of every kind.
 
-    `rows` has the columns `COLUMNS`; `counts` holds `lines`, `kept` and one entry a reason for dropping or blanking;
-    `examples` maps a reason to `{"line": number, "start": first characters}` entries.
+    `rows` has the columns `COLUMNS`; `counts` holds `lines`, `kept` and one entry a reason for dropping, blanking or
+    respelling; `examples` maps a reason to `{"line": number, "start": first characters}` entries; `spellings` maps a kept
+    section name to the other spellings that were found, with their rows.
     """
 
     rows: pd.DataFrame
     counts: Mapping[str, int]
     examples: Mapping[str, list[dict[str, Any]]]
+    spellings: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
 
 class _DroppedLine(Exception):
@@ -64,54 +82,53 @@ def load_huffpost(path: Path) -> HuffPostTable:
     """Read HuffPost JSON lines; every line that cannot be used is counted with its reason.
 
     Links, authors and dates are kept as columns but never enter `text`: they would give the section away.
-    A text that occurs again is dropped, and counted apart when its section differs.
+    A text that occurs again is dropped, and counted apart when its section differs. Sections whose names differ in case or
+    spacing only are one section under its most frequent spelling.
 
     Raises:
-        HuffPostError: the file has no usable row, or no row has a needed column (the message names it).
+        HuffPostError: the file has no usable row, no row has a needed column (the message names it), or the kept rows
+            break the schema.
     """
-    import pandas as pd
-
-    counts: Counter[str] = Counter(lines=0, kept=0)
-    seen_keys: Counter[str] = Counter()
-    examples: dict[str, list[dict[str, Any]]] = {}
-    kept: dict[str, dict[str, str]] = {}
+    reader = _Reader()
     with path.open("rb") as stream:
-        for number, raw in enumerate(stream, start=1):
-            counts["lines"] += 1
-            try:
-                row = _parse_line(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, seen_keys, counts)
-                known = kept.get(row["row_id"])
-                if known is not None:
-                    raise _DroppedLine(
-                        "duplicate_text" if known["category"] == row["category"] else "duplicate_text_other_category"
-                    )
-            except _DroppedLine as dropped:
-                reason = str(dropped)
-                counts[f"dropped_{reason}"] += 1
-                if len(examples.setdefault(reason, [])) < EXAMPLES_PER_REASON:
-                    start = raw.decode("utf-8", "replace").strip()[:EXAMPLE_CHARACTERS]
-                    examples[reason].append({"line": number, "start": start})
-                continue
-            kept[row["row_id"]] = row
-    counts["kept"] = len(kept)
-    if not kept:
-        raise HuffPostError(_why_nothing_was_kept(path, counts, seen_keys, examples))
+        for number, raw in _lines(stream):
+            reader.read(number, raw)
+    counts = reader.counts
+    if not counts["kept"]:
+        raise HuffPostError(_why_nothing_was_kept(path, counts, reader.seen_keys, reader.examples))
+    rows, spellings = _one_spelling(reader.frame(), reader.raw_sections)
+    counts["respelled_category"] = sum(sum(others.values()) for others in spellings.values())
+    if not counts["respelled_category"]:
+        del counts["respelled_category"]
+    problems = schema_problems(rows, rows_schema())
+    if problems:
+        raise HuffPostError(f"the kept rows of {path.name} break the schema: {'; '.join(problems)}.")
     dropped_rows = counts["lines"] - counts["kept"]
     if dropped_rows:
         logger.warning("%s: %d of %d lines dropped: %s", path.name, dropped_rows, counts["lines"], dict(counts))
-    return HuffPostTable(pd.DataFrame(list(kept.values()), columns=list(COLUMNS)), dict(counts), examples)
+    return HuffPostTable(rows, dict(counts), reader.examples, spellings)
 
 
 def write_huffpost(table: HuffPostTable, out: Path) -> dict[str, Any]:
-    """Write `rows.parquet` to `out`; the facts hold the counts, the dropped examples and the rows of every section."""
+    """Write `rows.parquet` to `out`; the facts hold the counts, the dropped examples and the rows of every section.
+
+    `format_per_category` shows how a section's rows are written: in a file put together from several sources the format
+    alone may give the section away.
+    """
     table.rows.to_parquet(out / ROWS, index=False)
     words = table.rows["text"].str.count(r"\S+")
+    dated = table.rows["date"][table.rows["date"] != ""]
     return {
         "row_count": len(table.rows),
         "counts": dict(table.counts),
         "examples": {reason: list(lines) for reason, lines in table.examples.items()},
+        "section_spellings": {name: dict(others) for name, others in table.spellings.items()},
         "per_category": {str(name): int(count) for name, count in table.rows["category"].value_counts().sort_index().items()},
+        "format_per_category": _format_per_category(table.rows),
         "with_description": int((table.rows["short_description"] != "").sum()),
+        "with_date": len(dated),
+        "first_date": str(dated.min()) if len(dated) else None,
+        "last_date": str(dated.max()) if len(dated) else None,
         "mean_words": round(float(words.mean()), 2),
         "max_words": int(words.max()),
     }
@@ -124,8 +141,74 @@ def read_huffpost(directory: Path) -> pd.DataFrame:
     return pd.read_parquet(directory / ROWS)
 
 
+class _Reader:
+    """The rows kept so far, in blocks of columns, since a dictionary a row would take several times the memory."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter(lines=0, kept=0)
+        self.seen_keys: Counter[str] = Counter()
+        self.raw_sections: Counter[str] = Counter()
+        self.examples: dict[str, list[dict[str, Any]]] = {}
+        self._section_of: dict[bytes, str] = {}
+        self._columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
+        self._blocks: list[pd.DataFrame] = []
+
+    def read(self, number: int, raw: bytes) -> None:
+        """Take one line, or count why it is dropped."""
+        self.counts["lines"] += 1
+        try:
+            self._keep(_parse_line(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, self.seen_keys, self.counts))
+        except _DroppedLine as dropped:
+            reason = str(dropped)
+            self.counts[f"dropped_{reason}"] += 1
+            if len(self.examples.setdefault(reason, [])) < EXAMPLES_PER_REASON:
+                start = raw[: 4 * EXAMPLE_CHARACTERS].decode("utf-8", "replace").strip()[:EXAMPLE_CHARACTERS]
+                self.examples[reason].append({"line": number, "start": start})
+
+    def frame(self) -> pd.DataFrame:
+        """All kept rows."""
+        import pandas as pd
+
+        self._close_block()
+        return pd.concat(self._blocks, ignore_index=True)
+
+    def _keep(self, row: dict[str, str]) -> None:
+        key, section = bytes.fromhex(row["row_id"]), label_key(row["category"])
+        known = self._section_of.get(key)
+        if known is not None:
+            raise _DroppedLine("duplicate_text" if known == section else "duplicate_text_other_category")
+        self._section_of[key] = section
+        self.raw_sections[row["category"]] += 1
+        self.counts["kept"] += 1
+        for name, values in self._columns.items():
+            values.append(row[name])
+        if len(self._columns["row_id"]) >= BATCH_ROWS:
+            self._close_block()
+
+    def _close_block(self) -> None:
+        import pandas as pd
+
+        if self._columns["row_id"]:
+            self._blocks.append(pd.DataFrame(self._columns, dtype="str"))
+            self._columns = {name: [] for name in COLUMNS}
+
+
+def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Numbered lines; of one above `MAX_LINE_BYTES` only the first piece, which is longer than the limit."""
+    number = 0
+    while raw := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(raw) > MAX_LINE_BYTES:
+            rest = raw
+            while rest and not rest.endswith(b"\n"):
+                rest = stream.readline(MAX_LINE_BYTES)
+        yield number, raw
+
+
 def _parse_line(raw: bytes, seen_keys: Counter[str], counts: Counter[str]) -> dict[str, str]:
     """One usable row, or `_DroppedLine` with the reason. `seen_keys` counts the needed keys that were present."""
+    if len(raw) > MAX_LINE_BYTES:
+        raise _DroppedLine("line_too_long")
     try:
         line = raw.decode("utf-8")
     except UnicodeDecodeError:
@@ -145,7 +228,7 @@ def _parse_line(raw: bytes, seen_keys: Counter[str], counts: Counter[str]) -> di
             raise _DroppedLine(f"missing_{key}")
         if not isinstance(value[key], str):
             raise _DroppedLine(f"non_string_{key}")
-        fields[key] = value[key].strip()
+        fields[key] = value[key]
     for key in OPTIONAL_KEYS:
         found = value.get(key)
         if not isinstance(found, str):
@@ -153,15 +236,63 @@ def _parse_line(raw: bytes, seen_keys: Counter[str], counts: Counter[str]) -> di
             found = ""
         fields[key] = found.strip()
     try:
-        "".join(fields.values()).encode("utf-8")
+        joined = "".join(fields.values())
+        joined.encode("utf-8")
     except UnicodeEncodeError:  # JSON can spell half of a surrogate pair, which no file format stores
         raise _DroppedLine("invalid_unicode") from None
-    if not fields["category"]:
+    if "\0" in joined:  # neither PostgreSQL nor a spreadsheet takes it
+        counts["cleaned_nul"] += 1
+        fields = {key: found.replace("\0", " ") for key, found in fields.items()}
+    if not fields["category"].strip():
         raise _DroppedLine("empty_category")
+    fields["headline"] = fields["headline"].strip()
     text = join_text(fields["headline"], fields["short_description"])
     if not text:
         raise _DroppedLine("empty_text")
+    fields["date"] = _iso_date(fields["date"], counts)
     return {"row_id": row_id_of(text), "text": text, **fields}
+
+
+def _iso_date(found: str, counts: Counter[str]) -> str:
+    """The day of an ISO date or time; anything else is blanked and counted."""
+    if not found:
+        return ""
+    try:
+        return datetime.date.fromisoformat(found[:10]).isoformat()
+    except ValueError:
+        counts["blanked_date"] += 1
+        return ""
+
+
+def _one_spelling(rows: pd.DataFrame, raw_sections: Mapping[str, int]) -> tuple[pd.DataFrame, dict[str, dict[str, int]]]:
+    """Every section under its most frequent spelling, and the other spellings of each."""
+    by_key: dict[str, Counter[str]] = defaultdict(Counter)
+    for raw, count in raw_sections.items():
+        by_key[label_key(raw)][" ".join(raw.split())] += count
+    kept = {key: min(found, key=lambda name: (-found[name], name)) for key, found in by_key.items()}
+    spellings: dict[str, dict[str, int]] = {}
+    for raw, count in sorted(raw_sections.items()):
+        name = kept[label_key(raw)]
+        if raw != name:
+            spellings.setdefault(name, {})[raw] = count
+    if spellings:
+        rows = rows.assign(category=rows["category"].map({raw: kept[label_key(raw)] for raw in raw_sections}).astype("str"))
+    return rows, dict(sorted(spellings.items()))
+
+
+def _format_per_category(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Of every section: its rows, the share of them with a description, and the share in lower case throughout."""
+    text = rows["text"]
+    marks = rows[["category"]].assign(
+        rows=1.0,
+        with_description=(rows["short_description"] != "").astype(float),
+        lower_case=((text == text.str.lower()) & (text != text.str.upper())).astype(float),
+    )
+    shares = marks.groupby("category").agg({"rows": "sum", "with_description": "mean", "lower_case": "mean"})
+    return {
+        str(name): {"rows": int(row["rows"]), **{mark: round(float(row[mark]), 4) for mark in ("with_description", "lower_case")}}
+        for name, row in shares.iterrows()
+    }
 
 
 def _why_nothing_was_kept(
@@ -170,9 +301,14 @@ def _why_nothing_was_kept(
     """The message for a file without one usable row."""
     if not counts["lines"]:
         return f"{path.name} is empty. Give a HuffPost file in JSON lines, such as News_Category_Dataset_v3.json."
+    with path.open("rb") as stream:
+        head = stream.read(4)
+    for magic, kind in OTHER_FILES.items():
+        if head.startswith(magic):
+            return f"{path.name} is {kind}. A HuffPost file holds one JSON object a line."
     missing = [key for key in REQUIRED_KEYS if not seen_keys[key]]
-    unread = {"dropped_broken_json", "dropped_invalid_utf8", "dropped_not_an_object", "dropped_blank_line"}
-    readable = counts["lines"] - sum(counts[reason] for reason in unread)
+    unread = ("broken_json", "invalid_utf8", "not_an_object", "blank_line", "line_too_long")
+    readable = counts["lines"] - sum(counts[f"dropped_{reason}"] for reason in unread)
     if missing and readable:
         return (
             f"{path.name}: no row has the column {' or '.join(repr(key) for key in missing)}. "

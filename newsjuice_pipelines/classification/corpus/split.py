@@ -2,114 +2,111 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import unicodedata
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newsjuice_pipelines.classification.corpus.clusters import find_clusters, label_disagreement
+from newsjuice_pipelines.classification.corpus.division import LEFT_OUT, PARTS, random_parts, rank_of, temporal_parts
+from newsjuice_pipelines.classification.corpus.shingles import letters_digest, letters_of
+from newsjuice_pipelines.classification.corpus.split_config import SplitConfig, SplitError
 from newsjuice_pipelines.classification.corpus.taxonomy import Taxonomy
-from newsjuice_pipelines.runtime.reports import write_json
+from newsjuice_pipelines.runtime.reports import read_json, write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
-PARTS = ("train", "validation", "calibration", "test")
+__all__ = [
+    "PARTS",
+    "PART_COLUMNS",
+    "Split",
+    "SplitConfig",
+    "SplitError",
+    "balanced_split",
+    "count_shared",
+    "group_key",
+    "rank_of",
+    "read_classes",
+    "read_parents",
+    "read_part",
+    "read_split_facts",
+    "write_split",
+]
+
 SPLIT = "split.json"
-PART_COLUMNS = ("row_id", "text", "category", "label", "label_id", "group")
-
-
-class SplitError(ValueError):
-    """The rows cannot be split as asked, or a split on disk is not whole."""
-
-
-@dataclass(frozen=True)
-class SplitConfig:
-    """How many rows of a class are drawn and how they are divided."""
-
-    per_class: int = 1000
-    """Most rows a class, drawn by seed; 0 takes every row."""
-    test_fraction: float = 0.2
-    """Share of a class's drawn rows held out as the test part; 0.2 is the original's 80/20."""
-    validation_fraction: float = 0.1
-    """Share of the training side that selects the checkpoint."""
-    calibration_fraction: float = 0.1
-    """Share of the training side that fits temperature and thresholds."""
-    group_duplicates: bool = True
-    """Keep texts that differ only in case, spacing or punctuation on one side; off reproduces the original's leak."""
-    seed: int = 42
-    """Seed of the draw and of the division."""
-
-    def __post_init__(self) -> None:
-        if self.per_class < 0:
-            raise SplitError(f"per_class is {self.per_class}; it must be 0 (every row) or more.")
-        for name in ("test_fraction", "validation_fraction", "calibration_fraction"):
-            if not 0 < getattr(self, name) < 1:
-                raise SplitError(f"{name} is {getattr(self, name)}; it must lie between 0 and 1.")
-        if self.validation_fraction + self.calibration_fraction >= 1:
-            raise SplitError("validation_fraction and calibration_fraction together leave no training rows; lower them.")
+PART_COLUMNS = ("row_id", "text", "category", "label", "label_id", "group", "date")
+HELD_OUT = PARTS[1:]
 
 
 @dataclass(frozen=True)
 class Split:
-    """The four parts with `PART_COLUMNS`, the class names in the order of their ids, and what was counted."""
+    """The four parts with `PART_COLUMNS`, the class names in the order of their ids, their parents, and what was counted."""
 
     parts: Mapping[str, pd.DataFrame]
     classes: tuple[str, ...]
+    parents: tuple[str, ...]
     facts: Mapping[str, Any]
 
 
 def group_key(text: str) -> str:
-    """What near-identical texts share: letters and digits only, in lower case. Texts without any keep themselves."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    letters = "".join(character for character in folded if character.isalnum())
-    return hashlib.sha1((letters or text).encode(), usedforsecurity=False).hexdigest()[:16]
+    """What texts share that differ in case, spacing, punctuation or width only. Texts without any letter keep themselves."""
+    return letters_digest(letters_of(text)).hex()
 
 
 def balanced_split(rows: pd.DataFrame, taxonomy: Taxonomy, config: SplitConfig) -> Split:
     """Draw up to `per_class` rows of every class and divide them; the same for any order of `rows`.
 
-    Each class is divided on its own (stratified), whole duplicate groups at a time. A class with one row only trains.
+    Groups come from all rows with a class, drawn or not, so that both presets hold out the same rows. A class with one row
+    only trains.
+
+    Args:
+        rows: columns `row_id`, `text`, `category`, and `date` (ISO, or empty) where there are dates.
+        taxonomy: which class each `category` belongs to.
+        config: what is drawn, and how it is divided.
 
     Raises:
-        SplitError: fewer than two classes have rows, or a part would be empty.
+        SplitError: fewer than two classes have rows, a part would be empty, or too few rows have a date.
     """
-    known, unknown = _labelled(rows, taxonomy)
-    drawn, available = _draw(known, config)
-    if len(available) < 2:
-        raise SplitError(
-            f"Only {len(available)} class of the taxonomy {taxonomy.version} has rows ({len(rows)} rows read, unknown sections: "
-            f"{dict(list(unknown.items())[:5])}). A classifier needs two: check the file and the taxonomy."
-        )
-    part_of_group = _divide(drawn, config)
-    parts: dict[str, list[dict[str, Any]]] = {part: [] for part in PARTS}
-    for row in drawn:
-        parts[part_of_group[row["group"]]].append(row)
-    classes = tuple(sorted({row["label"] for row in parts["train"]}))
-    untrained = sorted(set(available) - set(classes))
-    if untrained:  # their rows all share groups with rows of other classes that are held out
-        for part in PARTS:
-            parts[part] = [row for row in parts[part] if row["label"] not in untrained]
-    empty = [part for part in PARTS if not parts[part]]
+    known, facts = _labelled(rows, taxonomy)
+    if config.order == "temporal":
+        known, dateless = _dated(known)
+        facts |= dateless
+    if known["label"].nunique() < 2:
+        raise SplitError(_why_too_few_classes(known, rows, taxonomy, facts, config))
+    known["group"], cluster_facts = _groups(known, config)
+    drawn = _draw(known, config)
+    drawn["part"] = (temporal_parts if config.order == "temporal" else random_parts)(drawn, config)
+    trained = set(drawn["label"][drawn["part"] == "train"])
+    untrained = sorted(set(known["label"]) - trained)  # their rows all share groups with held-out rows of other classes
+    in_order = drawn["part"] != LEFT_OUT
+    divided = drawn[in_order & drawn["label"].isin(trained)]
+    facts |= {"untrained_classes": untrained, "left_out_for_their_group": int((~in_order).sum())}
+    if config.preset == "full":
+        more, left_out = _all_others(known[known["label"].isin(trained)], drawn, config)
+        facts["left_out_for_their_group"] += left_out.pop("for_their_group")
+        facts |= left_out
+        divided = _concat([divided, more])
+    classes = tuple(sorted(trained))
+    parts = {part: _part_frame(divided[divided["part"] == part], classes) for part in PARTS}
+    empty = [part for part in PARTS if parts[part].empty]
     if empty:
-        raise SplitError(
-            f"The part {empty[0]} would be empty: {len(drawn)} rows over {len(available)} classes are too few to divide. "
-            "Give more rows a class."
-        )
-    facts = _split_facts(parts, classes, taxonomy, available, config)
-    facts |= {"unknown_categories": unknown, "unknown_rows": sum(unknown.values()), "untrained_classes": untrained}
-    return Split({part: _part_frame(parts[part], classes) for part in PARTS}, classes, facts)
+        raise SplitError(_why_a_part_is_empty(empty[0], drawn, config, facts))
+    facts |= _split_facts(parts, classes, taxonomy, known, config)
+    facts["clusters"] = cluster_facts | label_disagreement(
+        known["group"].factorize()[0], list(known["label"]), list(known["text"])
+    )
+    return Split(parts, classes, tuple(taxonomy.parents[name] for name in classes), facts)
 
 
 def write_split(split: Split, out: Path) -> dict[str, Any]:
-    """Write one Parquet file a part and `split.json` (class order and facts) to `out`."""
+    """Write one Parquet file a part and `split.json` (class order, parents and facts) to `out`."""
     for part, frame in split.parts.items():
         frame.to_parquet(out / f"{part}.parquet", index=False)
     facts = dict(split.facts)
-    write_json(out / SPLIT, {"classes": list(split.classes), **facts})
+    write_json(out / SPLIT, {"classes": list(split.classes), "parents": list(split.parents), **facts})
     return facts
 
 
@@ -127,12 +124,30 @@ def read_part(split_dir: Path, part: str) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def read_classes(split_dir: Path) -> tuple[str, ...]:
-    """Class names of a written split, in the order of their ids."""
+def read_split_facts(split_dir: Path) -> dict[str, Any]:
+    """Classes, parents and everything that was counted when the split was made.
+
+    Raises:
+        SplitError: the folder holds no split.
+    """
     path = split_dir / SPLIT
     if not path.is_file():
         raise SplitError(f"{split_dir} has no {SPLIT}: materialise the asset 'balanced_split' again.")
-    return tuple(json.loads(path.read_text(encoding="utf-8"))["classes"])
+    try:
+        return read_json(path)
+    except json.JSONDecodeError:
+        raise SplitError(f"{path} is no JSON: materialise the asset 'balanced_split' again.") from None
+
+
+def read_classes(split_dir: Path) -> tuple[str, ...]:
+    """Class names of a written split, in the order of their ids."""
+    return tuple(read_split_facts(split_dir)["classes"])
+
+
+def read_parents(split_dir: Path) -> tuple[str, ...]:
+    """The parent of every class of a written split, in the order of `read_classes`."""
+    facts = read_split_facts(split_dir)
+    return tuple(facts.get("parents", facts["classes"]))
 
 
 def count_shared(split_dir: Path) -> dict[str, int]:
@@ -143,104 +158,138 @@ def count_shared(split_dir: Path) -> dict[str, int]:
     return {column: int((rows.groupby(column)["part"].nunique() > 1).sum()) for column in ("text", "group")}
 
 
-def rank_of(row_id: str, seed: int) -> bytes:
-    """A row's place in the seeded draw; depends on nothing but its id and the seed."""
-    return hashlib.sha256(f"{seed}:{row_id}".encode()).digest()
-
-
-def _labelled(rows: pd.DataFrame, taxonomy: Taxonomy) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """Rows with a class, and the counted sections that the taxonomy does not know."""
+def _labelled(rows: pd.DataFrame, taxonomy: Taxonomy) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Rows with a class, sorted so that the order of `rows` plays no part, and the sections that the taxonomy does not know."""
     label_of = {category: taxonomy.class_of(category) for category in rows["category"].unique()}
-    unknown: Counter[str] = Counter()
-    known = []
-    for row_id, text, category in zip(rows["row_id"], rows["text"], rows["category"], strict=True):
-        label = label_of[category]
-        if label is None:
-            unknown[category] += 1
-        else:
-            known.append({"row_id": row_id, "text": text, "category": category, "label": label})
-    return known, dict(sorted(unknown.items()))
+    unknown = Counter({category: 0 for category, label in label_of.items() if label is None})
+    unknown.update(rows["category"][rows["category"].isin(list(unknown))])
+    known = rows[~rows["category"].isin(list(unknown))]
+    known = known.assign(
+        label=known["category"].map({category: label for category, label in label_of.items() if label is not None}),
+        date=known["date"] if "date" in known.columns else "",
+    )
+    columns = ["row_id", "text", "category", "label", "date"]
+    ordered = known[columns].sort_values(["row_id", "category", "date"], ignore_index=True)
+    return ordered, {"unknown_categories": dict(sorted(unknown.items())), "unknown_rows": unknown.total()}
 
 
-def _draw(rows: Iterable[dict[str, Any]], config: SplitConfig) -> tuple[list[dict[str, Any]], dict[str, int]]:
-    """The lowest-ranked `per_class` rows of every class with their group, and the available rows of every class."""
-    by_class: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        by_class[row["label"]].append(row)
-    drawn = []
-    for label in sorted(by_class):
-        ranked = sorted(by_class[label], key=lambda row: rank_of(row["row_id"], config.seed))
-        drawn += ranked[: config.per_class or None]
-    for row in drawn:
-        row["group"] = group_key(row["text"]) if config.group_duplicates else row["row_id"]
-    return drawn, {label: len(by_class[label]) for label in sorted(by_class)}
+def _dated(known: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """The rows with a date, and what is lost with the others."""
+    dated = known[known["date"] != ""].reset_index(drop=True)
+    lost = sorted(set(known["label"]) - set(dated["label"]))
+    return dated, {"rows_without_date": len(known) - len(dated), "classes_without_dates": lost}
 
 
-def _quotas(count: int, config: SplitConfig) -> dict[str, int]:
-    """Rows of a class in each held-out part: rounded shares, at least one where the class can spare it."""
-    test = max(1, round(count * config.test_fraction)) if count >= 2 else 0
-    side = count - test
-    validation = max(1, round(side * config.validation_fraction)) if side >= 2 else 0
-    calibration = max(1, round(side * config.calibration_fraction)) if side - validation >= 2 else 0
-    return {"test": test, "calibration": calibration, "validation": validation}
-
-
-def _divide(drawn: list[dict[str, Any]], config: SplitConfig) -> dict[str, str]:
-    """Group → part. Classes take turns by name; a group that an earlier class placed counts against a later one's quota."""
-    members: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in drawn:
-        members[row["label"]][row["group"]] += 1
-    part_of: dict[str, str] = {}
-    for label in sorted(members):
-        left = _quotas(members[label].total(), config)
-        for group, count in members[label].items():
-            if part_of.get(group, "train") != "train":
-                left[part_of[group]] -= count
-        ranked = sorted(members[label], key=lambda group: rank_of(group, config.seed + 1))
-        for group in ranked:
-            if group in part_of:
-                continue
-            count = members[label][group]
-            part_of[group] = next((part for part, free in left.items() if free >= count), "train")
-            if part_of[group] != "train":
-                left[part_of[group]] -= count
-    return part_of
-
-
-def _part_frame(rows: list[dict[str, Any]], classes: tuple[str, ...]) -> pd.DataFrame:
-    """Rows of a part, sorted by id, with the class's number."""
+def _groups(known: pd.DataFrame, config: SplitConfig) -> tuple[pd.Series, dict[str, Any]]:
+    """The group of every row, named after its smallest row id or its letters, and how the groups were found."""
+    import numpy as np
     import pandas as pd
 
+    if config.grouping == "none":
+        return known["row_id"].str[:16], {"grouping": "none"}
+    if config.grouping == "exact":
+        return known["text"].map(group_key).astype("str"), {"grouping": "exact"}
+    clusters = find_clusters(list(known["text"]))
+    _, firsts, places = np.unique(clusters.numbers, return_index=True, return_inverse=True)
+    smallest = known["row_id"].str[:16].to_numpy()[firsts[places]]  # the rows are in the order of their ids
+    return pd.Series(smallest, index=known.index, dtype="str"), {"grouping": "clusters", **clusters.facts}
+
+
+def _draw(known: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:
+    """The lowest-ranked `per_class` rows of every class."""
+    ranked = known.assign(rank=[rank_of(row_id, config.seed) for row_id in known["row_id"]])
+    ranked = ranked.sort_values(["label", "rank"], kind="stable").drop(columns="rank")
+    if config.per_class:
+        ranked = ranked[ranked.groupby("label").cumcount() < config.per_class]
+    return ranked.copy()
+
+
+def _all_others(known: pd.DataFrame, drawn: pd.DataFrame, config: SplitConfig) -> tuple[pd.DataFrame, dict[str, int]]:
+    """Every row that was not drawn and may train, and how many may not.
+
+    One may not when it is in a held-out group or, by date, no earlier than the first held-out row of its class.
+    """
+    others = known[~known.index.isin(drawn.index)]
+    held_out = drawn[drawn["part"].isin(HELD_OUT)]
+    apart = others[~others["group"].isin(set(held_out["group"]))]
+    left_out = {"for_their_group": len(others) - len(apart)}
+    if config.order == "temporal":
+        future = held_out.groupby("label")["date"].min()
+        past = apart[apart["date"] < apart["label"].map(future).fillna("9999")]
+        left_out["left_out_as_too_late"] = len(apart) - len(past)
+        apart = past
+    return apart.assign(part="train"), left_out
+
+
+def _concat(frames: list[pd.DataFrame]) -> pd.DataFrame:
+    import pandas as pd
+
+    return pd.concat(frames)
+
+
+def _part_frame(rows: pd.DataFrame, classes: tuple[str, ...]) -> pd.DataFrame:
+    """Rows of a part, sorted by id, with the class's number."""
     label_ids = {label: number for number, label in enumerate(classes)}
-    ordered = sorted(rows, key=lambda row: row["row_id"])
-    return pd.DataFrame([{**row, "label_id": label_ids[row["label"]]} for row in ordered], columns=list(PART_COLUMNS))
+    numbered = rows.assign(label_id=rows["label"].map(label_ids).astype("int64"))
+    return numbered.sort_values(["row_id", "category", "date"], ignore_index=True)[list(PART_COLUMNS)]
 
 
 def _split_facts(
-    parts: Mapping[str, list[dict[str, Any]]],
-    classes: tuple[str, ...],
-    taxonomy: Taxonomy,
-    available: Mapping[str, int],
-    config: SplitConfig,
+    parts: Mapping[str, pd.DataFrame], classes: tuple[str, ...], taxonomy: Taxonomy, known: pd.DataFrame, config: SplitConfig
 ) -> dict[str, Any]:
     """Everything countable about a split."""
-    per_class = {label: dict.fromkeys(PARTS, 0) for label in classes}
-    for part in PARTS:
-        for row in parts[part]:
-            per_class[row["label"]][part] += 1
-    groups = Counter(row["group"] for part in PARTS for row in parts[part])
+    counts = {part: frame["label"].value_counts() for part, frame in parts.items()}
+    per_class = {label: {part: int(counts[part].get(label, 0)) for part in PARTS} for label in classes}
+    available = {str(label): int(count) for label, count in known["label"].value_counts().sort_index().items()}
+    sizes = _concat(list(parts.values()))["group"].value_counts()
+    dates = {part: sorted(frame["date"][frame["date"] != ""].agg(["min", "max"])) for part, frame in parts.items()}
+    row_count = sum(map(len, parts.values()))
     return {
         "taxonomy": taxonomy.version,
         "config": asdict(config),
         "class_count": len(classes),
-        "row_count": sum(len(rows) for rows in parts.values()),
+        "parent_count": len({taxonomy.parents[label] for label in classes}),
+        "row_count": row_count,
         "rows_per_part": {part: len(parts[part]) for part in PARTS},
         "rows_per_class": per_class,
-        "available_rows": dict(available),
-        "undrawn_rows": sum(max(0, count - config.per_class) for count in available.values()) if config.per_class else 0,
+        "available_rows": available,
+        "undrawn_rows": len(known) - row_count,
         "short_classes": {label: count for label, count in available.items() if count < config.per_class},
-        "classes_missing_from": {part: [label for label in classes if not per_class[label][part]] for part in PARTS[1:]},
+        "classes_missing_from": {part: [label for label in classes if not per_class[label][part]] for part in HELD_OUT},
         "empty_classes": sorted(set(taxonomy.classes) - set(available)),
-        "duplicate_groups": sum(1 for count in groups.values() if count > 1),
-        "rows_in_duplicate_groups": sum(count for count in groups.values() if count > 1),
+        "duplicate_groups": int((sizes > 1).sum()),
+        "rows_in_duplicate_groups": int(sizes[sizes > 1].sum()),
+        "dates_per_part": {part: days if all(isinstance(day, str) for day in days) else None for part, days in dates.items()},
     }
+
+
+def _why_too_few_classes(
+    known: pd.DataFrame, rows: pd.DataFrame, taxonomy: Taxonomy, facts: Mapping[str, Any], config: SplitConfig
+) -> str:
+    if config.order == "temporal" and facts["rows_without_date"]:
+        return (
+            f"order='temporal' needs dates: only {len(known)} of {len(known) + facts['rows_without_date']} rows have one, in "
+            f"{known['label'].nunique()} class(es). Give a file with dates, or use order='random'."
+        )
+    return (
+        f"Only {known['label'].nunique()} class of the taxonomy {taxonomy.version} has rows ({len(rows)} rows read, unknown "
+        f"sections: {dict(list(facts['unknown_categories'].items())[:5])}). A classifier needs two: check the file and the "
+        "taxonomy."
+    )
+
+
+def _why_a_part_is_empty(part: str, drawn: pd.DataFrame, config: SplitConfig, facts: Mapping[str, Any]) -> str:
+    groups = drawn["group"].nunique()
+    message = f"The part {part} would be empty: {len(drawn)} rows over {drawn['label'].nunique()} classes are too few to divide. "
+    if groups < len(drawn) / 2:
+        return message + (
+            f"They are only {groups} different texts, up to near-duplicates, and a near-duplicate stays on one side. "
+            "Give rows that differ more."
+        )
+    if config.order == "temporal":
+        days = drawn["date"].nunique()
+        return message + (
+            f"They have {days} different dates ({facts['rows_without_date']} rows without one are left out), and a day is not "
+            "divided. Give more rows with dates, or use order='random'."
+        )
+    return message + "Give more rows a class."

@@ -1,4 +1,4 @@
-"""Calibration: temperature scaling, how far confidences can be trusted, and thresholds that hold a promised precision."""
+"""Calibration: temperature scaling and thresholds that keep a promise. How far confidences can be trusted: `reliability.py`."""
 
 from __future__ import annotations
 
@@ -6,31 +6,35 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
 
 TARGET_PRECISION = 0.9
 CERTAINTY = 0.95
-ECE_BINS = 15
-FIRST_ROWS = 100
-STEP_SHARE = 0.05
+FIRST_ROWS = (100, 200)
+FIRST_SHARE = 1 / 15
+STEP_SHARE = 0.01
 LOG_TEMPERATURE_RANGE = (-4.0, 4.0)
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns a classifier's logits into decisions.
+    """What turns a classifier's logits into answers.
 
-    `threshold` certifies the first class and `top3_threshold` that the right one is among the first three, compared with the
-    sum of their probabilities; None when no threshold keeps the promise.
+    `parents` and `conformal_quantiles` are in the order of `classes`. `threshold` is a confidence, `parent_threshold` the summed
+    probability of a parent's classes, `top3_threshold` that of the three likeliest classes; None when no threshold keeps the
+    promise, and then that answer is never given.
     """
 
     classes: tuple[str, ...]
+    parents: tuple[str, ...]
     temperature: float
     threshold: float | None
+    parent_threshold: float | None
     top3_threshold: float | None
+    conformal_quantiles: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -48,14 +52,24 @@ def read_calibration(evaluation_dir: Path) -> Calibration:
     """The calibration in a written evaluation.
 
     Raises:
-        ValueError: the directory holds no evaluation.
+        ValueError: the directory holds no evaluation, or one without all parts of a calibration.
     """
     path = evaluation_dir / "results.json"
     if not path.is_file():
         raise ValueError(f"{evaluation_dir} has no results.json: materialise the asset 'classifier_eval_report' first.")
     results = json.loads(path.read_text(encoding="utf-8"))
-    threshold, top3 = results["certified"]["threshold"], results["certified_top3"]["threshold"]
-    return Calibration(tuple(results["classes"]), results["temperature"], threshold, top3)
+    try:
+        return Calibration(
+            classes=tuple(results["classes"]),
+            parents=tuple(results["parents"]),
+            temperature=results["temperature"],
+            threshold=results["certified"]["threshold"],
+            parent_threshold=results["certified_parent"]["threshold"],
+            top3_threshold=results["certified_top3"]["threshold"],
+            conformal_quantiles=tuple(results["conformal"]["quantiles"]),
+        )
+    except KeyError as missing:
+        raise ValueError(f"{path} has no {missing}: materialise the asset 'classifier_eval_report' again.") from missing
 
 
 def softmax(logits: np.ndarray, temperature: float = 1.0) -> np.ndarray:
@@ -86,35 +100,6 @@ def negative_log_likelihood(probabilities: np.ndarray, labels: np.ndarray) -> fl
     return float(-np.log(np.maximum(chosen, 1e-12)).mean())
 
 
-def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Mean gap between confidence and accuracy over equally wide bins, weighted by rows (Naeini et al. 2015)."""
-    gaps = (item["rows"] * abs(item["confidence"] - item["accuracy"]) for item in reliability(confidence, correct, bins))
-    return float(sum(gaps) / len(confidence))
-
-
-def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BINS) -> list[dict[str, Any]]:
-    """Rows, mean confidence and accuracy of every bin that holds rows; bins are `(low, high]`."""
-    import numpy as np
-
-    numbers = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    filled = []
-    for number in range(bins):
-        inside = numbers == number
-        if inside.any():
-            measured = {"confidence": float(confidence[inside].mean()), "accuracy": float(correct[inside].mean())}
-            filled.append({"low": number / bins, "high": (number + 1) / bins, "rows": int(inside.sum()), **measured})
-    return filled
-
-
-def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
-    """Mean squared distance to the one-hot truth, summed over classes: 0 is best, 2 worst (Brier 1950)."""
-    import numpy as np
-
-    truth = np.zeros_like(probabilities)
-    truth[np.arange(len(labels)), labels] = 1
-    return float(((probabilities - truth) ** 2).sum(axis=1).mean())
-
-
 def precision_interval(correct: int, rows: int, certainty: float = CERTAINTY) -> tuple[float, float]:
     """Two-sided Clopper-Pearson interval of a share."""
     from scipy.stats import beta
@@ -138,10 +123,11 @@ def certified_threshold(
     """The lowest confidence at and above which precision is at least `target`, with `certainty`; None when there is none.
 
     Many thresholds are tried on the same rows, so testing each at `certainty` alone would promise too much. They are tested
-    in an order fixed by the confidences, from the 100 most confident rows down in steps of 5 % of the rows, and the search
-    ends at the first failure: fixed-sequence testing, which keeps the error at `1 - certainty` over all of them
-    (Angelopoulos et al. 2021, "Learn then Test"). With fewer than 100 rows the only test is on all of them. The temperature was
-    fitted on the same rows, one parameter that the promise ignores: the test part shows what holds.
+    in an order fixed by the confidences, from the most confident rows (a fifteenth of all, but 100 to 200) down in steps of
+    1 % of the rows, and the search ends at the first failure: fixed-sequence testing, which keeps the error at `1 - certainty`
+    over all of them (Angelopoulos et al. 2021, "Learn then Test"). Where it begins trades certificates lost to one unlucky test
+    against thresholds never tried. With at most 100 rows the only test is on all of them. The temperature was fitted on the same
+    rows, one parameter that the promise ignores: the test part shows what holds.
     """
     import numpy as np
 
@@ -162,7 +148,8 @@ def certified_threshold(
 
 def _prefixes(total: int) -> Sequence[int]:
     """How many of the most confident rows each test takes."""
-    if total <= FIRST_ROWS:
+    fewest, most = FIRST_ROWS
+    if total <= fewest:
         return [total] if total else []
-    step = max(1, round(total * STEP_SHARE))
-    return [*range(FIRST_ROWS, total, step), total]
+    first = min(most, max(fewest, round(total * FIRST_SHARE)))
+    return [*range(first, total, max(1, round(total * STEP_SHARE))), total]

@@ -1,66 +1,104 @@
-"""Ranking evaluated classifiers and testing whether the best is better than the others by more than chance."""
+"""Ranking evaluated classifiers, and testing whether one is better than another by more than chance."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from newsjuice_pipelines.classification.judging.bootstrap import DRAWS, bootstrap
 from newsjuice_pipelines.classification.judging.evaluate import PREDICTIONS
-from newsjuice_pipelines.classification.judging.report import leaderboard_page, leaderboard_plot
+from newsjuice_pipelines.classification.judging.leaderboard_page import leaderboard_page, leaderboard_plot
 from newsjuice_pipelines.runtime.reports import write_json
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
+NEEDED_RESULTS = ("metrics", "validation", "selected_on", "recipe", "calibration", "cascade")
+SIGNIFICANCE = 0.05
+
 
 class LeaderboardError(ValueError):
     """The evaluations cannot be compared."""
 
 
-def leaderboard(evaluations: Mapping[str, Path], out: Path) -> dict[str, Any]:
-    """Rank models (name → evaluation directory) by test accuracy; ties by macro F1, then speed.
+def leaderboard(evaluations: Mapping[str, Path], out: Path, seed: int = 42) -> dict[str, Any]:
+    """Rank models (name → evaluation directory) by validation accuracy; ties by speed, then name.
 
-    Each is compared with the best on the same test rows by McNemar's exact test, Holm-corrected over the comparisons. Writes
-    `results.json`, `report.md` and `leaderboard.png` to `out`; returns the results.
+    The best is chosen on the validation part, so that the test part picks nothing. A model whose checkpoint the test part
+    selected stands last and is never the best; `best` is None when there is no other. On the test rows every two models are
+    compared: the difference in accuracy with a bootstrap interval that draws groups of near-duplicates, and McNemar's exact
+    test, Holm-corrected in `ranking` over the comparisons with the best, in `pairs` over all. Writes `results.json`,
+    `report.md` and `leaderboard.png` to `out`; returns the results.
 
     Raises:
         LeaderboardError: nothing to rank, an evaluation that is not whole, or evaluations of different test parts.
     """
     if not evaluations:
         raise LeaderboardError("No classifier was evaluated yet: materialise 'classifier_eval_report' for at least one model.")
-    results = {model: read_results(directory) for model, directory in evaluations.items()}
-    correct = _correctness({model: _predictions(directory) for model, directory in evaluations.items()})
+    results = {model: _whole_results(model, directory) for model, directory in evaluations.items()}
+    predictions = {model: _predictions(directory) for model, directory in evaluations.items()}
+    correct = _correctness(predictions)
     rank = sorted(results, key=lambda model: _rank_key(model, results[model]))
-    best = rank[0]
-    compared = {model: mcnemar(correct[best], correct[model]) for model in rank[1:]}
-    corrected = dict(zip(compared, holm([test["p_value"] for test in compared.values()]), strict=True))
-    ranking = [
-        {
-            "rank": place,
-            "model": model,
-            "accuracy": results[model]["metrics"]["accuracy"]["value"],
-            "accuracy_interval": results[model]["metrics"]["accuracy"]["interval"],
-            "macro_f1": results[model]["metrics"]["macro_f1"]["value"],
-            "macro_f1_interval": results[model]["metrics"]["macro_f1"]["interval"],
-            "ece": results[model]["calibration"]["ece"]["after"],
-            "texts_per_s": results[model]["texts_per_s"],
-            "device": results[model]["device"],
-            "size_bytes": results[model]["size_bytes"],
-            "only_best_right": compared[model]["only_first"] if model in compared else None,
-            "only_this_right": compared[model]["only_second"] if model in compared else None,
-            "p_value": compared[model]["p_value"] if model in compared else None,
-            "p_corrected": corrected.get(model),
-        }
-        for place, model in enumerate(rank, start=1)
-    ]
-    board = {"best": best, "test_rows": len(correct[best]), "models": len(ranking), "ranking": ranking}
+    first = rank[0]
+    groups = next(iter(predictions.values()))["group"].to_numpy()
+    pairs = compare_pairs({model: correct[model] for model in rank}, groups, seed)
+    against_first = [pair for pair in pairs if pair["first"] == first]
+    corrected = holm([pair["p_value"] for pair in against_first])
+    compared = {pair["second"]: {**pair, "p_corrected": value} for pair, value in zip(against_first, corrected, strict=True)}
+    ranking = [_entry(place, model, results[model], compared.get(model)) for place, model in enumerate(rank, start=1)]
+    best = first if ranking[0]["eligible"] else None
+    board = {
+        "best": best,
+        "chosen_by": "validation accuracy",
+        "not_told_apart": [model for model, pair in compared.items() if pair["p_corrected"] > SIGNIFICANCE],
+        "test_rows": len(groups),
+        "models": len(ranking),
+        "bootstrap_draws": DRAWS,
+        "ranking": ranking,
+        "pairs": pairs,
+    }
     write_json(out / "results.json", board)
     (out / "report.md").write_text(leaderboard_page(board), encoding="utf-8")
     leaderboard_plot(ranking, out / "leaderboard.png")
     return board
+
+
+def compare_pairs(correct: Mapping[str, np.ndarray], groups: np.ndarray, seed: int) -> list[dict[str, Any]]:
+    """Every model against every later one on the same rows: `difference` is the first's accuracy minus the second's.
+
+    Args:
+        correct: which rows each model got right.
+        groups: the group of near-duplicates of every row; groups are drawn as a whole.
+        seed: of the bootstrap.
+    """
+    import numpy as np
+
+    names = list(combinations(correct, 2))
+    if not names:
+        return []
+    gains = np.array([correct[first].astype(float) - correct[second] for first, second in names])
+
+    def differences(weights: np.ndarray) -> dict[str, float]:
+        shares = gains @ weights / weights.sum()
+        return {str(number): float(share) for number, share in enumerate(shares)}
+
+    intervals = bootstrap(differences, groups, seed)
+    pairs = [
+        {
+            "first": first,
+            "second": second,
+            "difference": float(gains[number].mean()),
+            "interval": intervals[str(number)],
+            **mcnemar(correct[first], correct[second]),
+        }
+        for number, (first, second) in enumerate(names)
+    ]
+    corrected = holm([pair["p_value"] for pair in pairs])
+    return [{**pair, "p_corrected": value} for pair, value in zip(pairs, corrected, strict=True)]
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
@@ -97,9 +135,52 @@ def read_results(evaluation_dir: Path) -> dict[str, Any]:
     return results
 
 
-def _rank_key(model: str, results: Mapping[str, Any]) -> tuple[float, float, float, str]:
-    metrics = results["metrics"]
-    return -metrics["accuracy"]["value"], -metrics["macro_f1"]["value"], -results["texts_per_s"], model
+def _whole_results(model: str, evaluation_dir: Path) -> dict[str, Any]:
+    """The results of an evaluation that holds all that is compared."""
+    results = read_results(evaluation_dir)
+    missing = [name for name in NEEDED_RESULTS if name not in results]
+    if missing:
+        raise LeaderboardError(
+            f"The evaluation of {model} has no {', '.join(missing)}: materialise 'classifier_eval_report' of {model} again."
+        )
+    return results
+
+
+def _rank_key(model: str, results: Mapping[str, Any]) -> tuple[bool, float, float, str]:
+    return not _eligible(results), -results["validation"]["accuracy"], -results["texts_per_s"], model
+
+
+def _eligible(results: Mapping[str, Any]) -> bool:
+    """Whether the test part had no say in the checkpoint."""
+    return bool(results["selected_on"] != "test")
+
+
+def _entry(place: int, model: str, results: Mapping[str, Any], compared: Mapping[str, Any] | None) -> dict[str, Any]:
+    """One line of the ranking; `compared` is the first model against this one, None for the first itself."""
+    return {
+        "rank": place,
+        "model": model,
+        "eligible": _eligible(results),
+        "recipe": results["recipe"],
+        "selected_on": results["selected_on"],
+        "test_readings": results["test_readings"],
+        "validation_accuracy": results["validation"]["accuracy"],
+        "accuracy": results["metrics"]["accuracy"]["value"],
+        "accuracy_interval": results["metrics"]["accuracy"]["interval"],
+        "macro_f1": results["metrics"]["macro_f1"]["value"],
+        "macro_f1_interval": results["metrics"]["macro_f1"]["interval"],
+        "ece": results["calibration"]["ece"]["after"],
+        "share_filed": results["cascade"]["filed"]["share"]["value"],
+        "texts_per_s": results["texts_per_s"],
+        "device": results["device"],
+        "size_bytes": results["size_bytes"],
+        "behind_best": compared["difference"] if compared else None,
+        "behind_best_interval": compared["interval"] if compared else None,
+        "only_best_right": compared["only_first"] if compared else None,
+        "only_this_right": compared["only_second"] if compared else None,
+        "p_value": compared["p_value"] if compared else None,
+        "p_corrected": compared["p_corrected"] if compared else None,
+    }
 
 
 def _predictions(evaluation_dir: Path) -> pd.DataFrame:

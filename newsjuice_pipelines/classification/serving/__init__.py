@@ -1,1 +1,1 @@
-"""Answers for new headlines: loading a trained classifier, other sources' articles and their labels. Free of Dagster."""
+"""Answers for new headlines, files of articles and other sources, by a checkpoint or its exported form. Free of Dagster."""

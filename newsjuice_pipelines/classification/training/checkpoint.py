@@ -11,6 +11,11 @@ from typing import Any, Literal
 from newsjuice_pipelines.runtime.reports import markdown_table, write_json
 
 DESCRIPTION = "classifier.json"
+_WARNING = (
+    "**Its checkpoint was picked by the test part, as in the original experiment: its test scores are flattered.** It is for "
+    "comparison only.",
+    "",
+)
 
 
 class CheckpointError(ValueError):
@@ -19,7 +24,11 @@ class CheckpointError(ValueError):
 
 @dataclass(frozen=True)
 class CheckpointDescription:
-    """Which classifier a directory holds; `classes` are in the order of the outputs, `max_length` is in tokens (encoders)."""
+    """Which classifier a directory holds; `classes` are in the order of the outputs, `max_length` is in tokens (encoders).
+
+    `selected_on` is the part of the split that picked the weights (`test` flatters the scores; `none`: nothing was picked),
+    `recipe` the recipe of the table.
+    """
 
     model: str
     kind: Literal["linear", "encoder"]
@@ -27,6 +36,8 @@ class CheckpointDescription:
     max_length: int | None
     base: str | None
     revision: str | None
+    selected_on: str = "validation"
+    recipe: str = "ours"
 
     def write(self, directory: Path) -> None:
         """Write `classifier.json`."""
@@ -72,7 +83,10 @@ def write_model_card(directory: Path, facts: Mapping[str, Any], licence: str, de
     front = ["---", "language: en", "pipeline_tag: text-classification", "library_name: " + facts["library"]]
     front += [f"license: {licence.lower()}"] if base else []
     front += ["---"]
-    shown = ("model", "base", "revision", "parameters", "train_rows", "validation_rows", "best_validation_loss", "device", "seed")
+    shown = (
+        *("model", "recipe", "base", "revision", "parameters", "train_rows", "validation_rows", "best_validation_loss"),
+        *("selected_on", "precision", "device", "seed"),
+    )
     body = [
         f"# News topics: {facts['model']}",
         "",
@@ -81,6 +95,7 @@ def write_model_card(directory: Path, facts: Mapping[str, Any], licence: str, de
         "classes are one newsroom's sections. Its confidence means little until it is calibrated: use it with the temperature "
         "and the threshold of its evaluation report.",
         "",
+        *(_WARNING if facts["selected_on"] == "test" else ()),
         markdown_table(
             ("training", "value"), [(name.replace("_", " "), facts[name]) for name in shown if facts.get(name) is not None]
         ),

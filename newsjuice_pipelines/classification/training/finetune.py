@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.classification.corpus.split import read_classes, read_part
+from newsjuice_pipelines.classification.training.batches import TokenisedTexts, epoch_batches, padding_share, tokenise
 from newsjuice_pipelines.classification.training.checkpoint import CheckpointDescription, write_model_card
+from newsjuice_pipelines.classification.training.encoder import class_weights, load_base, set_mean_pooling
 from newsjuice_pipelines.classification.training.linear import train_linear
-from newsjuice_pipelines.classification.training.models import BaseModel, ModelUnavailable, base_model, weights_location
-from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint
-from newsjuice_pipelines.runtime.progress import Progress
+from newsjuice_pipelines.classification.training.loop import Course, EncoderTrainer
+from newsjuice_pipelines.classification.training.models import BaseModel, base_model
+from newsjuice_pipelines.classification.training.recipe import ClassifierConfig, Recipe, recipe_for
+from newsjuice_pipelines.runtime.checkpoints import start_fresh_unless_same
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,85 +28,45 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("newsjuice.classification")
 
-KEPT_CHECKPOINTS = 2
-LOGGING_STEPS = 10
+LINEAR_WEIGHTINGS = ("none", "balanced")
 
 
-@dataclass(frozen=True)
-class ClassifierConfig:
-    """How a classifier is trained. Fields are for encoders unless they say otherwise."""
-
-    epochs: float = 3.0
-    """Passes over the training part at most; early stopping may end sooner."""
-    learning_rate: float | None = None
-    """Peak learning rate; None takes the model's own from the table."""
-    head_learning_rate_factor: float = 10.0
-    """How many times the learning rate the fresh classification head learns with; 1 treats it like the encoder."""
-    batch_size: int = 16
-    """Texts a training step."""
-    max_length: int = 128
-    """Longest text in tokens; longer ones are cut, and counted."""
-    warmup_fraction: float = 0.1
-    """Share of the steps in which the learning rate rises."""
-    weight_decay: float = 0.01
-    """AdamW weight decay."""
-    label_smoothing: float = 0.0
-    """Probability mass spread over the other classes in the training targets."""
-    early_stopping_patience: int = 2
-    """Epochs without a lower validation loss before training ends."""
-    max_steps: int = 0
-    """Training steps at most; 0 means no limit but the epochs."""
-    seed: int = 42
-    """Seed of initialisation, dropout and order; also used by the linear model."""
-    base_path: str = ""
-    """A folder with the base model's files instead of the table's source, for machines without a network."""
-    revision: str = ""
-    """Hub revision instead of the pinned one."""
-    linear_c: float = 0.3
-    """Inverse regularisation strength of the linear model; unused by encoders."""
-    pad_to_max_length: bool = False
-    """Pad every text to `max_length`, as the original did; only for measuring what that costs."""
-    select_on_test: bool = False
-    """Let the test part pick the checkpoint, as the original did; only for measuring how optimistic that is."""
-
-    def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "max_length", "linear_c", "early_stopping_patience", "head_learning_rate_factor"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        for name in ("warmup_fraction", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0 and below 1.")
-        if self.learning_rate is not None and self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}; it must be above 0, or None for the model's own.")
-        if self.max_steps < 0:
-            raise ValueError(f"max_steps is {self.max_steps}; it must be 0 (no limit) or more.")
+class TrainingRowsError(ValueError):
+    """The rows of a split are not enough to train on."""
 
 
 def train_classifier(
-    model: str, split_dir: Path, config: ClassifierConfig, out: Path, scratch: Path, tracker: Tracker | None = None
+    model: str | BaseModel, split_dir: Path, config: ClassifierConfig, out: Path, scratch: Path, tracker: Tracker | None = None
 ) -> dict[str, Any]:
-    """Train the named model of the table on a written split; `out` becomes a checkpoint that `load_classifier` reads.
+    """Train a model of the table, or an added one, on a written split; `out` becomes a checkpoint for `load_classifier`.
 
-    An encoder's checkpoints in `scratch` let a second call go on after a crash. The test part is never read, unless
-    `select_on_test` asks for it.
+    An encoder's states in `scratch` let a second call go on after a crash. The test part is never read, unless the recipe
+    lets it pick the checkpoint.
 
     Raises:
         ModelUnavailable: no such model, or its weights cannot be had; the message says what to do.
+        TrainingRowsError: too few rows or classes.
+        TrainingFailed: the loss diverged, or the GPU's memory is too small.
     """
-    entry = base_model(model)
+    entry = base_model(model) if isinstance(model, str) else model
+    recipe = recipe_for(entry, config)
     classes = read_classes(split_dir)
     train = read_part(split_dir, "train")
-    selection = read_part(split_dir, "test" if config.select_on_test else "validation")
-    common = {"model": model, "classes": list(classes), "seed": config.seed, "config": asdict(config)}
-    common |= {"train_rows": len(train), "validation_rows": len(selection)}
-    with _tracked(tracker, f"classifier-{model}", common) as run:
+    _check_train(train, classes)
+    common = {"model": entry.name, "recipe": entry.recipe, "classes": list(classes), "train_rows": len(train)}
+    common |= {"seed": config.seed, "config": asdict(config)}
+    with _tracked(tracker, f"classifier-{entry.name}", common) as run:
         started = time.monotonic()
         if entry.is_encoder:
-            facts = {**common, **_train_encoder(entry, train, selection, classes, config, out, scratch, run)}
+            selection = read_part(split_dir, recipe.selected_on)
+            if selection.empty:
+                raise TrainingRowsError(
+                    f"The {recipe.selected_on} part is empty, so nothing can pick the checkpoint: make the split with a "
+                    f"{recipe.selected_on}_fraction above 0."
+                )
+            facts = {**common, **_train_encoder(entry, train, selection, classes, config, recipe, out, scratch, run)}
         else:
-            fitted = train_linear(train, len(classes), config.linear_c, config.seed, out)
-            CheckpointDescription(model, "linear", classes, None, None, None).write(out)
-            facts = {**common, **fitted, "base": None, "revision": None, "library": "sklearn", "device": "cpu"}
+            facts = {**common, **_train_linear(entry, train, read_part(split_dir, "validation"), classes, config, out)}
         facts["train_s"] = round(time.monotonic() - started, 2)
         facts["tracking_url"] = run.url if run is not None else None
         write_model_card(out, facts, entry.licence, entry.description)
@@ -110,6 +74,24 @@ def train_classifier(
         if run is not None:
             run.log({"train_s": facts["train_s"], "size_bytes": facts["size_bytes"]})
     return facts
+
+
+def _check_train(train: pd.DataFrame, classes: tuple[str, ...]) -> None:
+    """Refuse rows that no classifier can be trained on; classes without a training row are only logged."""
+    numbers = set(train["label_id"])
+    if len(numbers) < 2:
+        raise TrainingRowsError(
+            f"The train part has {len(train)} rows of {len(numbers)} classes; training needs rows of at least 2. "
+            "Check the taxonomy and the fractions of the split."
+        )
+    if not numbers <= set(range(len(classes))):
+        raise TrainingRowsError(
+            f"The train part has label ids up to {max(numbers)}, but the split has {len(classes)} classes: "
+            "materialise 'balanced_split' again."
+        )
+    if len(numbers) < len(classes):
+        missing = [name for number, name in enumerate(classes) if number not in numbers]
+        logger.warning("%d classes have no training row and will never be predicted: %s", len(missing), ", ".join(missing[:5]))
 
 
 @contextmanager
@@ -122,185 +104,117 @@ def _tracked(tracker: Tracker | None, name: str, config: dict[str, Any]) -> Iter
         yield run
 
 
+def _train_linear(
+    entry: BaseModel,
+    train: pd.DataFrame,
+    validation: pd.DataFrame,
+    classes: tuple[str, ...],
+    config: ClassifierConfig,
+    out: Path,
+) -> dict[str, Any]:
+    """Fit the linear model and save it; returns its facts. The validation part scales its margins."""
+    if config.class_weighting not in LINEAR_WEIGHTINGS:
+        raise ValueError(
+            f"class_weighting is {config.class_weighting!r}; the linear model knows {' and '.join(LINEAR_WEIGHTINGS)}."
+        )
+    balanced = config.class_weighting == "balanced"
+    fitted = train_linear(train, validation, len(classes), config.linear_c, config.seed, out, balanced=balanced)
+    described = CheckpointDescription(
+        entry.name, "linear", classes, None, None, None, selected_on="validation", recipe=entry.recipe
+    )
+    described.write(out)
+    return {**fitted, "base": None, "revision": None, "library": "sklearn", "device": "cpu", "selected_on": "validation"}
+
+
 def _train_encoder(
     entry: BaseModel,
     train: pd.DataFrame,
     selection: pd.DataFrame,
     classes: tuple[str, ...],
     config: ClassifierConfig,
+    recipe: Recipe,
     out: Path,
     scratch: Path,
     run: TrackedRun | None,
 ) -> dict[str, Any]:
-    """Fine-tune an encoder and save it; returns its facts."""
-    from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
-
-    from newsjuice_pipelines.runtime.devices import best_device
+    """Fine-tune an encoder on a GPU of its own, or on the CPU, and save it; returns its facts."""
+    from newsjuice_pipelines.runtime.devices import claimed_gpu
     from newsjuice_pipelines.runtime.seeds import set_seeds
 
-    set_seeds(config.seed)
-    device = best_device()
-    network, tokenizer, source = _load_base(entry, classes, config)
-    train_items, truncated = _tokenise(train, tokenizer, config)
-    selection_items, _ = _tokenise(selection, tokenizer, config)
-    selection_items.sort(key=lambda item: len(item["input_ids"]))
-    arguments = TrainingArguments(
-        output_dir=str(scratch),
-        num_train_epochs=config.epochs,
-        max_steps=config.max_steps or -1,
-        per_device_train_batch_size=config.batch_size,
-        per_device_eval_batch_size=config.batch_size * 2,
-        warmup_steps=config.warmup_fraction,
-        label_smoothing_factor=config.label_smoothing,
-        train_sampling_strategy="random" if config.pad_to_max_length else "group_by_length",
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=KEPT_CHECKPOINTS,
-        load_best_model_at_end=True,
-        metric_for_best_model="eval_loss",
-        greater_is_better=False,
-        logging_steps=LOGGING_STEPS,
-        disable_tqdm=True,
-        report_to="none",
-        seed=config.seed,
-        data_seed=config.seed,
-        use_cpu=device.type == "cpu",
-        bf16=device.dtype == "bfloat16",
-        fp16=device.dtype == "float16",
+    scratch.mkdir(parents=True, exist_ok=True)
+    with claimed_gpu() as device:
+        set_seeds(recipe.seed)
+        network, tokenizer, revision, max_length = load_base(entry, classes, recipe, config)
+        pad_id = tokenizer.pad_token_id
+        texts, selecting = tokenise(train, tokenizer, max_length), tokenise(selection, tokenizer, max_length)
+        start_fresh_unless_same(
+            scratch,
+            {
+                "recipe": asdict(recipe),
+                "base": [entry.hub_id, entry.folder, revision, config.base_path],
+                "classes": list(classes),
+                "rows": _digest(texts, selecting),
+            },
+        )
+        network.to(device.torch_name)
+        explained = set_mean_pooling(network, texts, pad_id, device, recipe.seed) if recipe.pooling == "mean" else None
+        width = max_length if recipe.pad_to_max_length else None
+        weights = class_weights(texts.labels, len(classes), recipe.class_weighting)
+        trainer = EncoderTrainer(network, pad_id, recipe, device, width, weights)
+        course, first_step = trainer.fit(entry.name, texts, selecting, scratch, run)
+        network.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    described = CheckpointDescription(
+        entry.name, "encoder", classes, max_length, entry.base, revision, recipe.selected_on, entry.recipe
     )
-    trainer = Trainer(
-        model=network,
-        args=arguments,
-        train_dataset=train_items,
-        eval_dataset=selection_items,
-        processing_class=tokenizer,
-        data_collator=batch_collator(tokenizer, config),
-        optimizers=(_optimizer(network, entry, config), None),
-        callbacks=[
-            EarlyStoppingCallback(config.early_stopping_patience),
-            _reporting_callback(entry.name, config.batch_size, run),
-        ],
-    )
-    trainer.remove_callback(PrinterCallback)  # progress goes to the log, not to standard output
-    resume_from = last_whole_checkpoint(scratch)
-    if resume_from is not None:
-        logger.info("%s: going on from %s", entry.name, resume_from.name)
-    result = trainer.train(resume_from_checkpoint=str(resume_from) if resume_from else None)
-    trainer.model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    revision = getattr(network.config, "_commit_hash", None) or source[1]
-    CheckpointDescription(entry.name, "encoder", classes, config.max_length, entry.hub_id, revision).write(out)
-    history = [item for item in trainer.state.log_history if "eval_loss" in item]
-    first_step = int(resume_from.name.rpartition("-")[2]) if resume_from else 0
-    examples = (trainer.state.global_step - first_step) * config.batch_size
-    seconds = float(result.metrics["train_runtime"])
+    described.write(out)
     return {
-        "base": entry.hub_id,
+        "validation_rows": len(selection),
+        "base": entry.base,
         "revision": revision,
         "library": "transformers",
         "device": f"{device.type}: {device.name}",
+        "precision": trainer.precision,
         "parameters": int(network.num_parameters()),
-        "steps": trainer.state.global_step,
-        "epochs": round(float(trainer.state.epoch or 0), 3),
+        "settings": asdict(recipe),
+        "pooler_fit": None if explained is None else round(explained, 4),
         "resumed_from_step": first_step,
-        "train_examples_per_s": round(examples / seconds, 2) if seconds and examples else None,
-        "train_loss": round(float(result.training_loss), 5),
-        "best_validation_loss": round(float(trainer.state.best_metric), 5),
-        "validation_history": [{"epoch": round(item["epoch"], 3), "loss": round(item["eval_loss"], 5)} for item in history],
-        "truncated_texts": truncated,
-        "mean_tokens": round(sum(len(item["input_ids"]) for item in train_items) / len(train_items), 2),
-        "selected_on": "test" if config.select_on_test else "validation",
+        "selected_on": recipe.selected_on,
+        **_course_facts(course, len(texts)),
+        **_text_facts(texts, recipe, width),
     }
 
 
-def _load_base(entry: BaseModel, classes: tuple[str, ...], config: ClassifierConfig) -> tuple[Any, Any, tuple[str, str | None]]:
-    """The encoder with a fresh classification head, its tokenizer, and where both came from."""
-    import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    source = location, revision = weights_location(entry.name, config.base_path, config.revision)
-    labels = {"id2label": dict(enumerate(classes)), "label2id": {name: number for number, name in enumerate(classes)}}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location, revision=revision)
-        network = AutoModelForSequenceClassification.from_pretrained(
-            location, revision=revision, num_labels=len(classes), dtype=torch.float32, use_safetensors=True, **labels
-        )
-    except OSError as error:
-        raise ModelUnavailable(
-            f"The weights of {entry.name} ({location}{f' at {revision}' if revision else ''}) cannot be loaded: "
-            f"{str(error).splitlines()[0]} On a machine without a network, train 'linear' or 'minilm', fill the hub cache "
-            "beforehand, or set base_path to a folder with config.json, tokenizer files and model.safetensors."
-        ) from error
-    return network, tokenizer, source
+def _course_facts(course: Course, rows: int) -> dict[str, Any]:
+    """What a training came to; the speed is that of the training steps, without validation."""
+    best = next(item for item in course.history if item["step"] == course.best_step)
+    return {
+        "steps": course.step,
+        "epochs": round(course.texts / rows, 3),
+        "stopped_early": course.stopped_early,
+        "best_step": course.best_step,
+        "train_examples_per_s": round(course.texts / course.seconds, 2) if course.seconds else None,
+        "train_loss": round(course.loss_sum / course.step, 5),
+        "best_validation_loss": best["loss"],
+        "best_validation_accuracy": best["accuracy"],
+        "validation_history": course.history,
+    }
 
 
-def batch_collator(tokenizer: Any, config: ClassifierConfig) -> Any:
-    """What makes a batch: texts padded to the longest of them, or to `max_length` as the original did."""
-    from transformers import DataCollatorWithPadding
-
-    if config.pad_to_max_length:
-        return DataCollatorWithPadding(tokenizer, padding="max_length", max_length=config.max_length)
-    return DataCollatorWithPadding(tokenizer)
-
-
-def _optimizer(network: Any, entry: BaseModel, config: ClassifierConfig) -> Any:
-    """AdamW in which the fresh head learns faster than the pretrained encoder; vectors (biases, norms) do not decay."""
-    import torch
-
-    rate = config.learning_rate or entry.learning_rate
-    groups: dict[tuple[bool, bool], list[Any]] = {}
-    for name, parameter in network.named_parameters():
-        is_head = not name.startswith(f"{network.base_model_prefix}.")
-        groups.setdefault((is_head, parameter.ndim > 1), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {
-                "params": parameters,
-                "lr": rate * (config.head_learning_rate_factor if is_head else 1.0),
-                "weight_decay": config.weight_decay if decays else 0.0,
-            }
-            for (is_head, decays), parameters in groups.items()
-        ]
-    )
+def _text_facts(texts: TokenisedTexts, recipe: Recipe, width: int | None) -> dict[str, Any]:
+    """How long the training texts are, and how much of a batch is padding."""
+    batches = epoch_batches(texts.lengths, recipe.batch_size, recipe.seed, 0, group_by_length=recipe.group_by_length)
+    return {
+        "truncated_texts": texts.truncated,
+        "mean_tokens": round(float(texts.lengths.mean()), 2),
+        "padding_share": round(padding_share(texts.lengths, batches, width), 4),
+    }
 
 
-def _tokenise(rows: pd.DataFrame, tokenizer: Any, config: ClassifierConfig) -> tuple[list[dict[str, Any]], int]:
-    """Token ids and labels, one item a row, and how many texts were longer than `max_length`."""
-    full = tokenizer(rows["text"].tolist(), truncation=False, verbose=False)["input_ids"]
-    cut = tokenizer(rows["text"].tolist(), truncation=True, max_length=config.max_length)
-    names = list(cut.keys())
-    columns = [cut[name] for name in names]
-    items = [
-        {**dict(zip(names, values, strict=True)), "labels": int(label)}
-        for *values, label in zip(*columns, rows["label_id"], strict=True)
-    ]
-    return items, sum(len(ids) > config.max_length for ids in full)
-
-
-def _reporting_callback(name: str, batch_size: int, run: TrackedRun | None) -> Any:
-    """A trainer callback that logs progress and sends losses to the tracker."""
-    from transformers import TrainerCallback
-
-    class Reporting(TrainerCallback):  # type: ignore[misc]
-        """Progress lines and tracked losses."""
-
-        progress: Progress | None = None
-        step = 0
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            self.step = state.global_step
-            self.progress = Progress(f"training {name}", state.max_steps * batch_size, "texts", done=self.step * batch_size)
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if self.progress is not None:
-                self.progress.advance((state.global_step - self.step) * batch_size)
-            self.step = state.global_step
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-            numbers = {key: value for key, value in (logs or {}).items() if isinstance(value, int | float)}
-            if run is not None and numbers:
-                run.log({**numbers, "step": state.global_step})
-            if "eval_loss" in numbers:
-                logger.info("%s: epoch %.2f, validation loss %.4f", name, state.epoch or 0, numbers["eval_loss"])
-
-    return Reporting()
+def _digest(*parts: TokenisedTexts) -> str:
+    """What tells one set of rows, and their order, from another."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for array in (part.starts, part.ids, part.labels):
+            digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ import pytest
 
 from newsjuice_pipelines.classification.corpus.huffpost import (
     COLUMNS,
+    MAX_LINE_BYTES,
     HuffPostError,
     HuffPostTable,
     join_text,
     load_huffpost,
     write_huffpost,
 )
+from newsjuice_pipelines.classification.corpus.schemas import rows_schema, schema_problems
+from newsjuice_pipelines.classification.corpus.taxonomy import load_taxonomy
 
 GOOD = {
     "headline": "Rain Expected",
@@ -70,7 +74,10 @@ def test_links_authors_and_dates_are_kept_apart_from_the_text(tmp_path: Path) ->
         ({"headline": " ", "category": "A", "short_description": ""}, "empty_text"),
         ({"headline": "Nameless section", "category": " "}, "empty_category"),
         (GOOD, "duplicate_text"),
+        ({**GOOD, "category": " weather "}, "duplicate_text"),
         ({**GOOD, "category": "TRAVEL"}, "duplicate_text_other_category"),
+        (b'{"headline": "a\0b", "category": "A"}', "broken_json"),
+        (b'{"headline": "' + b"x" * MAX_LINE_BYTES + b'", "category": "A"}', "line_too_long"),
     ],
 )
 def test_an_unusable_line_is_dropped_and_counted_with_its_number(
@@ -85,6 +92,80 @@ def test_a_null_among_the_optional_values_becomes_empty_and_is_counted(tmp_path:
     table = load_lines(tmp_path, {**GOOD, "authors": None, "short_description": 3})
     assert table.rows.iloc[0]["authors"] == ""
     assert table.counts["blanked_authors"] == table.counts["blanked_short_description"] == 1
+
+
+def test_a_line_of_10_mb_is_dropped_without_being_held_in_memory(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    good = json.dumps(GOOD).encode()
+    path.write_bytes(b'{"headline": "' + b"x" * 10_000_000 + b'"}\n' + good + b"\n" + b"y" * 10_000_000)
+    load_lines(tmp_path / "..", GOOD)  # what is imported on the way is not the line's doing
+    tracemalloc.start()
+    table = load_huffpost(path)
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (table.counts["lines"], table.counts["kept"], table.counts["dropped_line_too_long"]) == (3, 1, 2)
+    assert [example["line"] for example in table.examples["line_too_long"]] == [1, 3]
+    assert peak_bytes < 6 * MAX_LINE_BYTES
+
+
+def test_line_ends_of_windows_are_no_part_of_the_row(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(b"\r\n".join(json.dumps({**GOOD, "headline": name}).encode() for name in "ab"))
+    table = load_huffpost(tmp_path / "rows.jsonl")
+    assert list(table.rows["headline"]) == ["a", "b"]
+
+
+def test_a_nul_in_a_value_becomes_a_space_and_is_counted(tmp_path: Path) -> None:
+    table = load_lines(tmp_path, {**GOOD, "headline": "Rain\0Expected"})
+    assert table.rows["text"].item() == "Rain Expected. Bring a coat."
+    assert table.counts["cleaned_nul"] == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "kept", "blanked"),
+    [
+        ("2014-01-02", "2014-01-02", 0),
+        ("2014-01-02T10:00:00Z", "2014-01-02", 0),
+        ("", "", 0),
+        ("2 Jan", "", 1),
+        ("2014-02-30", "", 1),
+    ],
+)
+def test_a_date_is_kept_as_an_iso_day_or_not_at_all(tmp_path: Path, written: str, kept: str, blanked: int) -> None:
+    table = load_lines(tmp_path, {**GOOD, "date": written})
+    assert (table.rows["date"].item(), table.counts.get("blanked_date", 0)) == (kept, blanked)
+
+
+def test_other_spellings_of_a_section_are_one_section_under_the_most_frequent_one(tmp_path: Path) -> None:
+    names = ["POLITICS", "politics", " POLITICS ", "Politics", "FOOD  & DRINK"]
+    table = load_lines(tmp_path, *({**GOOD, "headline": f"row {number}", "category": name} for number, name in enumerate(names)))
+    assert list(table.rows["category"]) == ["POLITICS"] * 4 + ["FOOD & DRINK"]
+    assert table.spellings == {
+        "POLITICS": {" POLITICS ": 1, "Politics": 1, "politics": 1},
+        "FOOD & DRINK": {"FOOD  & DRINK": 1},
+    }
+    assert table.counts["respelled_category"] == 4
+
+
+def test_all_sections_in_lower_case_find_their_classes(tmp_path: Path, demo_table: HuffPostTable) -> None:
+    lower = demo_table.rows.assign(category=demo_table.rows["category"].str.lower()).to_dict("records")
+    table = load_lines(tmp_path, *lower)
+    taxonomy = load_taxonomy("raw-42")
+    assert {taxonomy.class_of(section) for section in table.rows["category"]} == set(taxonomy.classes)
+    assert "respelled_category" not in table.counts
+
+
+def test_the_schema_of_the_rows_names_the_column_and_a_bad_value(demo_table: HuffPostTable) -> None:
+    broken = demo_table.rows.copy()
+    broken.loc[3, "date"] = "yesterday"
+    broken.loc[5, "text"] = " "
+    broken.loc[7, "row_id"] = broken.loc[8, "row_id"]
+    problems = "; ".join(schema_problems(broken, rows_schema()))
+    assert "column date: ISO date or empty does not hold for 1 rows, such as 'yesterday'" in problems
+    assert "column text: not empty does not hold for 1 rows" in problems
+    assert "column row_id: field_uniqueness" in problems
+    assert schema_problems(demo_table.rows, rows_schema()) == []
+    assert schema_problems(demo_table.rows.drop(columns="link"), rows_schema()) == ["missing column link"]
+    assert schema_problems(demo_table.rows.assign(label="x"), rows_schema()) == ["unknown column label"]
 
 
 def test_a_byte_order_mark_does_not_cost_the_first_row(tmp_path: Path) -> None:
@@ -109,6 +190,13 @@ def test_a_file_that_is_not_json_lines_is_refused_with_its_first_line(tmp_path: 
         load_lines(tmp_path, b"headline,category")
 
 
+@pytest.mark.parametrize(("start", "kind"), [(b"PK\x03\x04", "a zip archive"), ("{}".encode("utf-16"), "UTF-16 text")])
+def test_a_file_of_another_kind_is_refused_by_what_it_is(tmp_path: Path, start: bytes, kind: str) -> None:
+    (tmp_path / "rows.jsonl").write_bytes(start + b"\xff\xfe")
+    with pytest.raises(HuffPostError, match=kind):
+        load_huffpost(tmp_path / "rows.jsonl")
+
+
 def test_the_row_id_depends_on_the_text_alone(tmp_path: Path) -> None:
     first = load_lines(tmp_path, GOOD).rows["row_id"].item()
     assert load_lines(tmp_path, {**GOOD, "link": "elsewhere", "date": ""}).rows["row_id"].item() == first
@@ -119,7 +207,16 @@ def test_the_written_table_reads_back_with_its_counts(tmp_path: Path, demo_table
     assert list(pd.read_parquet(tmp_path / "rows.parquet").columns) == list(COLUMNS)
     assert facts["row_count"] == 504
     assert set(facts["per_category"].values()) == {12}
+    assert facts["format_per_category"]["TASTE"] == {"rows": 12, "with_description": 1.0, "lower_case": 0.0}
+    assert facts["first_date"] < facts["last_date"]
     json.dumps(facts, allow_nan=False)
+
+
+def test_the_format_of_every_section_is_in_the_facts(tmp_path: Path) -> None:
+    rows = [{**GOOD, "headline": f"Row {number}"} for number in range(3)] + [{"headline": "row 4", "category": "WEATHER"}]
+    facts = write_huffpost(load_lines(tmp_path, *rows), tmp_path)
+    assert facts["format_per_category"] == {"WEATHER": {"rows": 4, "with_description": 0.75, "lower_case": 0.25}}
+    assert facts["with_date"] == 3
 
 
 def test_the_real_sample_is_read_without_a_loss(real_data: Path) -> None:

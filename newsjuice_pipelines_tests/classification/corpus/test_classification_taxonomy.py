@@ -1,4 +1,4 @@
-"""Taxonomies and crosswalks: names are found however they are written, and nothing is forced into a class."""
+"""Taxonomies: names are found however they are written, and nothing is forced into a class."""
 
 from __future__ import annotations
 
@@ -7,10 +7,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from newsjuice_pipelines.classification.corpus.huffpost import HuffPostTable
-from newsjuice_pipelines.classification.corpus.taxonomy import TaxonomyError, load_taxonomy, packaged_taxonomies, write_taxonomy
-from newsjuice_pipelines.classification.serving.crosswalk import load_crosswalk
+from newsjuice_pipelines.classification.corpus.taxonomy import (
+    Taxonomy,
+    TaxonomyError,
+    label_key,
+    load_taxonomy,
+    packaged_taxonomies,
+    write_taxonomy,
+    write_taxonomy_file,
+)
 
 
 @pytest.mark.parametrize(("name", "classes"), [("original-29", 29), ("raw-42", 42), ("merged-27", 27)])
@@ -37,6 +46,7 @@ def test_an_unknown_section_has_no_class_and_is_counted(tmp_path: Path) -> None:
     facts = write_taxonomy(load_taxonomy("original-29"), rows, tmp_path)
     assert facts["unknown_categories"] == {"GARDENING": 2}
     assert facts["rows_per_class"]["FOOD & DRINK"] == facts["row_count"] == 1
+    assert facts["rows_per_parent"]["HEALTH & LIFE"] == 1
     assert "POLITICS" in facts["unused_entries"]
     assert "TASTE" not in facts["unused_entries"]
     assert json.loads((tmp_path / "taxonomy.json").read_text(encoding="utf-8"))["mapping"]["TASTE"] == "FOOD & DRINK"
@@ -49,6 +59,12 @@ def test_an_unknown_section_has_no_class_and_is_counted(tmp_path: Path) -> None:
         ("version: x\nclasses: {A: [no]}", "quote YAML words"),
         ("version: x\nclasses: []", "needs `version"),
         ("classes: {A: [B]}", "needs `version"),
+        ("version: x\nclasses: {News: [A], NEWS: [B]}", "'NEWS' and 'News' are one name"),
+        ("version: x\nclasses: {A: [a], B: [b]}\nparents: {P: [A, C]}", "'P' names 'C', which is no class"),
+        ("version: x\nclasses: {A: [a], B: [b]}\nparents: {P: [A], Q: [A]}", "class 'A' is listed under 'P' and under 'Q'"),
+        ("version: x\nclasses: {A: [a], B: [b]}\nparents: {a: [B]}", "'a' carries the name of a class that is not under it"),
+        ("version: x\nclasses: {A: [a], B: [b]}\nparents: [A, B]", "`parents` must be"),
+        ("version: x\nclasses: {A: [a], B: [b]}\nparents: {P: A}", "parent 'P' must be a text with a list"),
         ("just text", "must hold a mapping"),
         ("a: [", "not valid YAML"),
     ],
@@ -59,31 +75,51 @@ def test_a_taxonomy_that_contradicts_itself_is_refused(tmp_path: Path, content: 
         load_taxonomy(tmp_path / "own.yaml")
 
 
+@pytest.mark.parametrize("name", packaged_taxonomies())
+def test_a_packaged_taxonomy_groups_its_classes_under_a_few_parents(name: str) -> None:
+    taxonomy = load_taxonomy(name)
+    assert set(taxonomy.parents) == set(taxonomy.classes)
+    assert 3 <= len(set(taxonomy.parents.values())) <= 12
+
+
+def test_a_section_has_one_parent_in_all_first_taxonomies() -> None:
+    raw, original, merged = (load_taxonomy(name) for name in ("raw-42", "original-29", "merged-27"))
+    for section, name in raw.mapping.items():
+        for other in (original, merged):
+            owner = other.class_of(section)
+            assert owner is not None
+            assert other.parents[owner] == raw.parents[name]
+
+
+def test_a_class_without_a_parent_is_its_own(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text("version: x\nclasses: {A: [a], B: [b], C: [c]}\nparents: {P: [A], B: [B, C]}")
+    assert load_taxonomy(tmp_path / "own.yaml").parents == {"A": "P", "B": "B", "C": "B"}
+    (tmp_path / "flat.yaml").write_text("version: x\nclasses: {A: [a], B: [b]}")
+    assert load_taxonomy(tmp_path / "flat.yaml").parents == {"A": "A", "B": "B"}
+
+
+NAMES = st.text(st.characters(codec="utf-8", exclude_categories=["C", "Z"]), min_size=1, max_size=8)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    classes=st.dictionaries(NAMES, st.lists(NAMES, max_size=3), min_size=1, max_size=6),
+    parents=st.lists(st.integers(0, 2), min_size=6, max_size=6),
+    description=NAMES,
+)
+def test_a_written_taxonomy_file_reads_back_the_same(
+    tmp_path: Path, classes: dict[str, list[str]], parents: list[int], description: str
+) -> None:
+    names = sorted({label_key(name): name for name in classes}.values())
+    mapping: dict[str, str] = {}
+    for name in names:
+        mapping |= {section: name for section in classes[name] if label_key(section) not in map(label_key, mapping)}
+    owners = {name: f"parent of {number}" for name, number in zip(names, parents, strict=False) if number}
+    taxonomy = Taxonomy("own-1", description, tuple(names), mapping, owners)
+    write_taxonomy_file(taxonomy, tmp_path / "own.yaml")
+    assert load_taxonomy(tmp_path / "own.yaml") == taxonomy
+
+
 def test_an_unknown_taxonomy_is_refused_with_the_known_names() -> None:
     with pytest.raises(TaxonomyError, match="original-29"):
         load_taxonomy("orginal-29")
-
-
-def test_every_class_of_the_crosswalk_exists_in_a_packaged_taxonomy() -> None:
-    classes = {name for taxonomy in packaged_taxonomies() for name in load_taxonomy(taxonomy).classes}
-    assert {name for names in load_crosswalk().labels.values() for name in names} <= classes
-
-
-@pytest.mark.parametrize("taxonomy", packaged_taxonomies())
-def test_every_label_of_the_crosswalk_has_a_class_in_every_packaged_taxonomy(taxonomy: str) -> None:
-    crosswalk, classes = load_crosswalk(), load_taxonomy(taxonomy).classes
-    assert [label for label in crosswalk.labels if not crosswalk.acceptable(label, classes)] == []
-
-
-def test_the_crosswalk_offers_only_classes_that_the_model_has() -> None:
-    crosswalk = load_crosswalk()
-    assert crosswalk.acceptable(" athletics ", ["SPORTS", "NEWS"]) == ("SPORTS",)
-    assert crosswalk.acceptable("Business", ["BUSINESS & FINANCE"]) == ("BUSINESS & FINANCE",)
-    assert crosswalk.acceptable("Athletics", ["NEWS"]) == ()
-    assert crosswalk.acceptable("Law", ["POLITICS", "CRIME"]) == ()
-
-
-def test_a_crosswalk_that_lists_a_label_twice_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "own.yaml").write_text("version: x\nlabels: {Arts: [ARTS], arts: [MEDIA]}", encoding="utf-8")
-    with pytest.raises(TaxonomyError, match="listed twice"):
-        load_crosswalk(tmp_path / "own.yaml")

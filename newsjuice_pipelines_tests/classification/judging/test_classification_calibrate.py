@@ -1,18 +1,17 @@
-"""Calibration: the numbers are those of their definitions, and a certified threshold keeps its promise."""
+"""Calibration: temperatures and bounds are those of their definitions, and a certified threshold keeps its promise."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from newsjuice_pipelines.classification.judging.calibrate import (
-    brier_score,
     certified_threshold,
-    expected_calibration_error,
     fit_temperature,
     precision_interval,
     precision_lower_bound,
-    reliability,
     softmax,
 )
 
@@ -38,24 +37,6 @@ def test_a_temperature_does_not_change_which_class_is_first() -> None:
 
 def test_huge_logits_give_finite_probabilities() -> None:
     assert np.isfinite(softmax(np.array([[1e6, -1e6]]), 0.02)).all()
-
-
-def test_the_calibration_error_is_the_weighted_gap_of_the_bins() -> None:
-    confidence = np.array([0.95, 0.95, 0.95, 0.95, 0.55, 0.55])
-    correct = np.array([True, True, True, False, True, False])
-    assert expected_calibration_error(confidence, correct) == pytest.approx((4 * 0.20 + 2 * 0.05) / 6)
-
-
-def test_every_row_falls_into_one_bin_even_at_the_ends() -> None:
-    bins = reliability(np.array([0.0, 1 / 15, 0.5, 1.0]), np.ones(4, dtype=bool))
-    assert sum(item["rows"] for item in bins) == 4
-    assert bins[-1]["high"] == 1.0
-
-
-def test_the_brier_score_is_zero_for_certain_truth_and_two_for_certain_error() -> None:
-    certain = np.eye(2)
-    assert brier_score(certain, np.array([0, 1])) == 0
-    assert brier_score(certain, np.array([1, 0])) == 2
 
 
 def test_clopper_pearson_bounds_are_the_published_ones() -> None:
@@ -95,12 +76,30 @@ def test_equal_confidences_are_accepted_or_refused_together() -> None:
     assert certified_threshold(confidence, correct) is None
 
 
-def test_the_promise_is_broken_no_more_often_than_it_allows() -> None:
+def test_one_unlucky_start_ends_the_search() -> None:
+    correct = np.arange(1_000) >= 20  # the 20 surest are wrong, all others right
+    assert certified_threshold(np.linspace(1.0, 0.001, 1_000), correct) is None
+
+
+@settings(max_examples=4, deadline=None, derandomize=True)
+@given(
+    rows=st.sampled_from([150, 600, 2_000]),
+    low=st.sampled_from([0.0, 0.4, 0.7]),
+    shape=st.sampled_from([0.6, 1.0, 2.0]),
+    target=st.sampled_from([0.8, 0.9]),
+)
+def test_the_promise_is_broken_no_more_often_than_it_allows(rows: int, low: float, shape: float, target: float) -> None:
     generator = np.random.default_rng(3)
-    broken = 0
-    for _ in range(400):
-        confidence = generator.uniform(size=600)
-        chance = 0.6 + 0.4 * confidence  # precision above t is 0.8 + 0.2 t, so the promise holds from t = 0.5 on
-        found = certified_threshold(confidence, generator.uniform(size=600) < chance)
-        broken += found is not None and found.threshold < 0.5
-    assert broken / 400 <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
+
+    def chances(count: int) -> np.ndarray:
+        return low + (0.99 - low) * generator.uniform(size=count) ** (1 / shape)
+
+    everything = np.sort(chances(400_000))[::-1]
+    above = np.cumsum(everything) / np.arange(1, len(everything) + 1)  # the precision that every threshold really has
+    repetitions, broken = 100, 0
+    for _ in range(repetitions):
+        chance = chances(rows)
+        found = certified_threshold(chance, generator.uniform(size=rows) < chance, target)
+        if found is not None:
+            broken += above[np.searchsorted(-everything, -found.threshold, side="right") - 1] < target
+    assert broken / repetitions <= 0.05 + 3 * (0.05 * 0.95 / repetitions) ** 0.5
