@@ -58,7 +58,10 @@ def compared(labelled: int, mapped: int, unmapped: dict[str, int]) -> dict[str, 
 
 
 def certified(threshold: float | None, interval: list[float] | None) -> dict[str, Any]:
-    return {"threshold": threshold, "threshold_precision_interval": interval}
+    promise = {"threshold": threshold, "target_precision": 0.9, "precision_interval": interval}
+    return {
+        "certificates": {"filed": promise, "parent": {"threshold": None, "target_precision": 0.9, "precision_interval": None}}
+    }
 
 
 GOOD = {
@@ -77,8 +80,8 @@ GOOD = {
     "sections": classification.evaluate_sections(0, 100, {}),
     "whole split": classification.evaluate_split({"sides": [], "counts": [], "schema": []}, {"train": 8, "test": 2}),
     "chance": classification.evaluate_against_chance({"linear": {"accuracy_interval": [0.2, 0.4]}}, 29),
-    "certificate": classification.evaluate_certificate({"linear": certified(0.6, [0.88, 0.95])}, 0.9),
-    "no certificate": classification.evaluate_certificate({"linear": certified(None, None)}, 0.9),
+    "certificate": classification.evaluate_certificates({"linear": certified(0.6, [0.88, 0.95])}),
+    "no certificate": classification.evaluate_certificates({"linear": certified(None, None)}),
     "labels": classification.evaluate_crosswalk({"linear": compared(100, 96, {"Obituaries": 4})}),
     "export": classification.evaluate_export({"minilm": {"passed": True, "reason": "lost 0.1 points"}}),
     "nothing to export": classification.evaluate_export({"linear": {"passed": None, "reason": "linear"}}),
@@ -116,9 +119,11 @@ BAD = {
         "3 texts are in more",
     ),
     "broken certificate": (
-        classification.evaluate_certificate({"linear": certified(0.6, [0.7, 0.85]), "minilm": certified(0.5, [0.9, 1])}, 0.9),
-        "less precisely than certified: linear.",
+        classification.evaluate_certificates({"linear": certified(0.6, [0.7, 0.85]), "minilm": certified(0.5, [0.9, 1])}),
+        "than certified: linear, filed.",
     ),
+    "no certificates": (classification.evaluate_certificates({}), "materialise classifier_eval_report"),
+    "nothing exported": (classification.evaluate_export({}), "materialise exported_classifier"),
     "lossy export": (
         classification.evaluate_export({"minilm": {"passed": False, "reason": "lost 2 points"}}),
         "minilm: lost 2 points",

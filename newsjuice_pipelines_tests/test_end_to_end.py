@@ -1,5 +1,6 @@
 """Both pipelines through the `newsjuice` command in a temporary home: every asset twice, failures, and recovery."""
 
+import csv
 import json
 import os
 import shutil
@@ -119,7 +120,7 @@ def test_a_second_run_reuses_everything(home: Home, first_run: subprocess.Comple
     assert second.returncode == 0, second.stderr
     assert home.versions() == before
     ended = [line for line in second.stderr.splitlines() if " ✓ " in line and not line.startswith(" ")]
-    assert len(ended) == 22 + 3, "22 assets, three of them once for each of two models"
+    assert len(ended) == 23 + 4, "23 assets, four of them once for each of two models"
     assert all(line.endswith("✓ unchanged") for line in ended)
 
 
@@ -177,6 +178,24 @@ def only(home: Home, asset: str) -> Path:
 
 
 @pytest.mark.end_to_end
+def test_a_headline_and_a_file_are_answered(home: Home, first_run: subprocess.CompletedProcess[str], tmp_path: Path) -> None:
+    (tmp_path / "in.csv").write_text("id,title\n1,Senate passes budget bill\n2,\n", encoding="utf-8")
+
+    said = home("classify", "Senate passes budget bill")
+    done = home("classify", "--model", "linear", "--file", str(tmp_path / "in.csv"), "--out", str(tmp_path / "out.csv"))
+
+    assert said.returncode == 0, said.stderr
+    assert "first three:" in said.stdout
+    assert "Treat the answers as a trial" in said.stderr
+    assert done.returncode == 0, done.stderr
+    rows = list(csv.DictReader((tmp_path / "out.csv").open(encoding="utf-8")))
+    assert [row["id"] for row in rows] == ["1", "2"]
+    assert rows[0]["predicted_category"]
+    assert not rows[1]["predicted_category"]
+    assert rows[1]["reason"]
+
+
+@pytest.mark.end_to_end
 def test_the_report_command_repeats_the_table_and_every_report_exists(
     home: Home, first_run: subprocess.CompletedProcess[str]
 ) -> None:
@@ -184,7 +203,7 @@ def test_the_report_command_repeats_the_table_and_every_report_exists(
 
     assert done.returncode == 0
     paths = [Path(line.split()[-1]) for line in done.stdout.split("Reports\n")[1].splitlines()]
-    assert len(paths) == 10
+    assert len(paths) == 12
     assert all(path.is_file() for path in paths)
 
 

@@ -29,7 +29,7 @@ from newsjuice_pipelines.classification.corpus.split_config import SplitConfig
 from newsjuice_pipelines.classification.judging import decision, evaluate, overlap
 from newsjuice_pipelines.classification.judging import leaderboard as leaderboards
 from newsjuice_pipelines.classification.judging.calibrate import read_calibration
-from newsjuice_pipelines.classification.judging.in_force import current_evaluations
+from newsjuice_pipelines.classification.judging.in_force import current_evaluations, test_readings
 from newsjuice_pipelines.classification.serving import crosswalk, external, onnx_export
 from newsjuice_pipelines.classification.training import finetune, models
 from newsjuice_pipelines.classification.training.recipe import ClassifierConfig, recipe_for
@@ -38,7 +38,7 @@ from newsjuice_pipelines.demo import DEMO_HEADLINES
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase
 from newsjuice_pipelines.resources.tracking import Tracking
-from newsjuice_pipelines.runtime.artifacts import ArtifactMissing, ArtifactStore, Draft
+from newsjuice_pipelines.runtime.artifacts import Draft
 from newsjuice_pipelines.runtime.devices import claimed_gpu
 from newsjuice_pipelines.runtime.provenance import file_fingerprint, fingerprint, folder_fingerprint, hardware
 from newsjuice_pipelines.settings import load_settings
@@ -164,8 +164,9 @@ def classifier_eval_report(
     store, model = artifacts.store(), context.partition_key
     with permanent_failures():
         checkpoint, parts = store.open(f"classifier_checkpoint/{model}"), store.open("balanced_split")
-        judged = _judged_before(store, model, parts.version)
-        earlier = [version for version in judged if version != checkpoint.version]
+        test_part = fingerprint(sorted(split.read_part(parts.path, "test")["row_id"]))
+        readings = test_readings(store, model)
+        earlier = [version for version in readings.get(test_part, []) if version != checkpoint.version]
 
         def write(draft: Draft) -> dict[str, Any]:
             settings = from_form(config, evaluate.EvaluationConfig)
@@ -173,7 +174,7 @@ def classifier_eval_report(
                 facts = evaluate.evaluate_classifier(
                     checkpoint.path, parts.path, draft.path, settings, earlier_readings=len(earlier)
                 )
-            return {**facts, "checkpoints_judged": [*earlier, checkpoint.version]}
+            return {**facts, "readings": {**readings, test_part: [*earlier, checkpoint.version]}}
 
         plan = recipe("2", config.values(), [checkpoint, parts], timed_on=hardware(), judged_before=earlier)
         artifact = store.publish(f"classifier_eval_report/{model}", plan, write, force=config.force)
@@ -287,15 +288,6 @@ def classifier_decision(config: ThresholdsForm, artifacts: Artifacts) -> dg.Mate
         plan = recipe("2", {**config.values(), **asdict(thresholds)}, [board, *evaluations.values()])
         artifact = store.publish("classifier_decision", plan, write, force=config.force)
     return materialized(artifact)
-
-
-def _judged_before(store: ArtifactStore, model: str, split: str) -> list[str]:
-    """Versions of the model's checkpoints that the test part of this split has judged so far, as the report in force says."""
-    try:
-        report = store.open(f"classifier_eval_report/{model}")
-    except ArtifactMissing:
-        return []
-    return list(report.facts["checkpoints_judged"]) if report.recipe["inputs"]["balanced_split"] == split else []
 
 
 def _base_of(entry: models.BaseModel, settings: ClassifierConfig) -> Any:

@@ -34,9 +34,11 @@ def classify(settings: Settings, headlines: Sequence[str], source: str | None, t
     from newsjuice_pipelines.classification.serving.predict import engine_of
 
     store = ArtifactStore(settings.artifact_root, settings.cache)
-    name = model or _decided(store)
-    checkpoint, evaluation = _judged(store, name)
+    name, version = (model, None) if model else _decided(store)
+    checkpoint, evaluation = _judged(store, name, version)
     exported = _exported(store, name, checkpoint)
+    if all(promise["threshold"] is None for promise in evaluation.facts["certificates"].values()):
+        print("No threshold could be certified, so nothing is ever filed: see its classifier_eval_report.", file=sys.stderr)
     if source is None or target is None:
         print("\n\n".join(classify_headlines(headlines, checkpoint.path, evaluation.path, exported)))
         return 0
@@ -47,10 +49,10 @@ def classify(settings: Settings, headlines: Sequence[str], source: str | None, t
     return 0
 
 
-def _decided(store: ArtifactStore) -> str:
-    """The model that the decision is about; said aloud when the decision is not to adopt it."""
+def _decided(store: ArtifactStore) -> tuple[str, str]:
+    """The model that the decision is about and the version of its evaluation; a decision not to adopt it is said aloud."""
     try:
-        decision = store.open("classifier_decision").facts
+        decision = store.open("classifier_decision")
     except ArtifactMissing:
         trained = store.partitions("classifier_eval_report")
         hint = (
@@ -59,18 +61,26 @@ def _decided(store: ArtifactStore) -> str:
             else "run `newsjuice run --select 'group:classification'`."
         )
         raise CannotClassify(f"no decision names a classifier yet: {hint}") from None
-    if decision["decision"] != "adopt":
-        print(f"The decision on {decision['model']} is: {decision['decision']}. Treat the answers as a trial.", file=sys.stderr)
-    return str(decision["model"])
+    model, verdict = decision.facts["model"], decision.facts["decision"]
+    if model is None:
+        raise CannotClassify("the decision found no candidate: choose a model with --model.")
+    if verdict != "adopt":
+        print(f"The decision on {model} is: {verdict}. Treat the answers as a trial.", file=sys.stderr)
+    return str(model), str(decision.recipe["inputs"][f"classifier_eval_report/{model}"])
 
 
-def _judged(store: ArtifactStore, name: str) -> tuple[Artifact, Artifact]:
-    """The checkpoint that the model's evaluation was made on, and that evaluation."""
+def _judged(store: ArtifactStore, name: str, version: str | None) -> tuple[Artifact, Artifact]:
+    """The checkpoint that an evaluation of the model was made on, and that evaluation: `version`, or the one in force."""
     try:
-        evaluation = store.open(f"classifier_eval_report/{name}")
+        evaluation = store.open(f"classifier_eval_report/{name}", version)
         inputs = evaluation.recipe["inputs"]
         return store.open(f"classifier_checkpoint/{name}", inputs[f"classifier_checkpoint/{name}"]), evaluation
     except ArtifactMissing as error:
+        if version is not None:
+            raise CannotClassify(
+                f"what the decision was about is no longer in the store ({error}): materialise model_leaderboard and "
+                "classifier_decision again, or choose a model with --model."
+            ) from None
         trained = store.partitions("classifier_eval_report")
         there = (
             f"There are: {', '.join(trained)}." if trained else "Materialise classifier_checkpoint and classifier_eval_report."

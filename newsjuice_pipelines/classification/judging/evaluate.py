@@ -213,7 +213,14 @@ def headline_facts(results: Mapping[str, Any]) -> dict[str, Any]:
     certified = results["certified"]
     facts |= {"threshold": certified["threshold"], "threshold_coverage": certified["test"]["coverage"]}
     facts["threshold_precision"] = certified["test"]["precision"]
-    facts["threshold_precision_interval"] = certified["test"]["precision_interval"]
+    facts["certificates"] = {
+        stage: {
+            "threshold": results[key]["threshold"],
+            "target_precision": results[key]["target_precision"],
+            "precision_interval": results[key]["test"]["precision_interval"],
+        }
+        for stage, key in CERTIFICATES.items()
+    }
     for name, answer in results["cascade"].items():
         facts[f"share_{name.replace('-', '_')}"] = answer["share"]["value"]
     served = next(iter(results["conformal"]["methods"].values()))

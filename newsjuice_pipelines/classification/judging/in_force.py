@@ -16,6 +16,23 @@ def current_evaluations(store: ArtifactStore) -> dict[str, Artifact]:
     }
 
 
+def test_readings(store: ArtifactStore, model: str) -> dict[str, list[str]]:
+    """Which checkpoints of a model each test part has judged so far: versions by the fingerprint of the part's rows.
+
+    Every report carries the readings of those before it on, so that another split in between does not wipe them out, and
+    splits that hold out the same rows count as one.
+    """
+    if store.current_version(f"classifier_eval_report/{model}") is None:
+        return {}
+    return dict(store.open(f"classifier_eval_report/{model}").facts.get("readings", {}))
+
+
+def current_exports(store: ArtifactStore) -> dict[str, Artifact]:
+    """The exported models, by model, of checkpoints in force."""
+    found = {model: store.open(f"exported_classifier/{model}") for model in store.partitions("exported_classifier")}
+    return {model: exported for model, exported in found.items() if _of_checkpoint_in_force(store, model, exported)}
+
+
 def current_external_predictions(store: ArtifactStore) -> dict[str, Artifact]:
     """The external predictions, by model, of checkpoints in force that were evaluated on the split in force."""
     evaluated = current_evaluations(store)

@@ -52,7 +52,7 @@ class AuditConfig:
     merge: str = "renamed"
     """What the proposed taxonomy joins: "renamed" (sections that overlap, and whose years do not) or "overlapping" (all)."""
     parents: int = 8
-    """How many parent classes the proposed taxonomy has."""
+    """How many parent classes the proposed taxonomy has at most."""
     target_precision: float = 0.9
     """Precision that the certified shares promise."""
     certainty: float = 0.95

@@ -143,6 +143,7 @@ def _proposal(proposal: Mapping[str, Any] | None) -> list[str]:
         "parents. To use it, set `name` of the asset `taxonomy` to its path and "
         "materialise `taxonomy`, `balanced_split` and what follows. Edit it as you see fit.",
         markdown_table(("class", "joined sections"), merged) if merged else "It joins no sections.",
+        "Sections are judged best when each was drawn equally often, as in a split by the taxonomy `raw-42`.",
         "An overlap of 1 means that labels between the two sections might as well be drawn by lot, 0 that they are never "
         f"confused; listed from {proposal['thresholds']['overlap']} on.",
         *(part for kind, heading, meaning in PAIR_KINDS for part in _pairs(proposal["pairs"], kind, heading, meaning)),
@@ -169,7 +170,7 @@ def _pairs(pairs: Sequence[Mapping[str, Any]], kind: str, heading: str, meaning:
 def _formats(proposal: Mapping[str, Any]) -> list[str]:
     """The labels that name a form and not a topic."""
     rows = [
-        (entry["section"], entry["rows"], entry["f1"], percent(entry["spread"]), entry["format"])
+        (" / ".join(entry["sections"]), entry["rows"], entry["f1"], percent(entry["spread"]), entry["format"])
         for entry in proposal["formats"][:SHOWN_CLASSES]
     ]
     named = ", ".join(cell(name) for name in proposal["format_labels"]) or "none"
@@ -260,11 +261,11 @@ def curve_plot(points: Sequence[Mapping[str, Any]], taxonomies: Sequence[Mapping
         axis.scatter(
             [entry["classes"] for entry in taxonomies], [entry[key] for entry in taxonomies], color=colour, marker="D", s=26
         )
+    names: dict[tuple[int, float], list[str]] = {}
     for entry in taxonomies:
-        name = entry["taxonomy"].replace("$", r"\$")
-        axis.annotate(
-            name, (entry["classes"], entry["accuracy"]), xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center"
-        )
+        names.setdefault((entry["classes"], entry["accuracy"]), []).append(entry["taxonomy"].replace("$", r"\$"))
+    for place, together in names.items():
+        axis.annotate("\n".join(together), place, xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
     axis.set(xlabel="number of classes", ylabel="share of the texts", ylim=(0, 1.02))
     axis.invert_xaxis()
     axis.legend(frameon=False)

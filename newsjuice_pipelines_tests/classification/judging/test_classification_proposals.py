@@ -69,7 +69,10 @@ def audited() -> Audited:
         for number in range(ROWS):
             topic = TOPIC_OF.get(section) or str(generator.choice(topics))
             identity = f"{section}-{number}"
-            rows.append({"row_id": identity, "text": written_text(topic, generator), "category": section, "group": identity})
+            text = written_text(topic, generator)
+            if section == FORMAT and number % 3 == 0:  # some of its texts say what they are
+                text += " glad tidings"
+            rows.append({"row_id": identity, "text": text, "category": section, "group": identity})
             rows[-1]["date"] = dated(section, generator)
     found = audit(pd.DataFrame(rows).assign(label=lambda frame: frame["category"]), "category", folds=5, seed=1)
     assert found is not None
@@ -130,10 +133,12 @@ def test_the_proposed_file_is_a_taxonomy_that_holds_every_section_once(audited: 
     assert taxonomy.version == f"proposed-{len(taxonomy.classes)}"
 
 
-def test_every_class_has_a_parent_in_the_proposed_taxonomy(audited: Audited) -> None:
+def test_sections_on_one_topic_share_a_parent_in_the_proposed_taxonomy(audited: Audited) -> None:
     taxonomy = proposed_taxonomy(propose(audited, parent_count=4), {}, "renamed")
     assert set(taxonomy.parents) == set(taxonomy.classes)
-    assert len(set(taxonomy.parents.values())) == 4
+    assert 2 <= len(set(taxonomy.parents.values())) <= 4
+    assert taxonomy.parents["ENVIRONMENT"] == taxonomy.parents["GREEN"]
+    assert taxonomy.parents["TASTE"] == taxonomy.parents["FOOD & DRINK"]
 
 
 @given(st.floats(0.01, 1.0), st.floats(0.01, 1.0), st.floats(0.0, 1.0))
@@ -141,6 +146,11 @@ def test_labels_drawn_by_lot_overlap_fully_whatever_the_sizes(one: float, other:
     by_lot = one * other / (one + other)
     joint = np.array([[one - mixed * by_lot, mixed * by_lot], [mixed * by_lot, other - mixed * by_lot]]) / (one + other)
     assert chance_overlap(joint)[0, 1] == pytest.approx(mixed, abs=1e-9)
+
+
+def test_a_rare_class_that_is_taken_for_a_common_one_does_not_overlap_with_it() -> None:
+    joint = np.array([[0.02, 0.03, 0.0], [0.0, 0.5, 0.0], [0.0, 0.0, 0.45]])
+    assert chance_overlap(joint)[0, 1] == 0.0
 
 
 def test_a_chain_of_neighbours_alone_does_not_become_one_class() -> None:
