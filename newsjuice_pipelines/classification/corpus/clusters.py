@@ -85,25 +85,35 @@ def find_clusters(texts: Sequence[str], *, embedded_pairs: int = EMBEDDED_PAIRS)
     return Clusters(numbers, facts)
 
 
-def label_disagreement(numbers: NDArray[np.int64], labels: Sequence[str], texts: Sequence[str]) -> dict[str, Any]:
+def label_disagreement(
+    numbers: NDArray[np.int64], labels: Sequence[str], texts: Sequence[str], times: Sequence[int] | None = None
+) -> dict[str, Any]:
     """The clusters whose rows carry different labels, with examples, and the accuracy that no classifier can exceed by skill.
 
     The best that can be done with texts that read the same is to give all of them the most frequent label of the cluster.
+
+    Args:
+        numbers: the cluster of every row.
+        labels: its label.
+        texts: its text.
+        times: how many rows it stands for; None: itself.
     """
     import numpy as np
     import pandas as pd
 
-    counts = pd.DataFrame({"cluster": numbers, "label": np.asarray(labels, dtype=object)}).value_counts(sort=False)
+    weights = np.ones(len(labels), dtype=np.int64) if times is None else np.asarray(times, dtype=np.int64)
+    table = pd.DataFrame({"cluster": numbers, "label": np.asarray(labels, dtype=object), "times": weights})
+    counts = table.groupby(["cluster", "label"], sort=False)["times"].sum()
     by_cluster = counts.groupby(level="cluster")
     kinds = by_cluster.size()
     disagreeing = kinds.index[kinds > 1]
-    total = len(labels)
+    total = int(weights.sum())
     in_disagreement = int(by_cluster.sum().loc[disagreeing].sum())
     return {
         "disagreeing_clusters": len(disagreeing),
         "rows_in_disagreeing_clusters": in_disagreement,
         "best_possible_accuracy": round(int(by_cluster.max().sum()) / total, 6) if total else None,
-        "disagreeing_examples": _examples(numbers, labels, texts, disagreeing.to_numpy()),
+        "disagreeing_examples": _examples(numbers, labels, texts, weights, disagreeing.to_numpy()),
     }
 
 
@@ -223,19 +233,30 @@ def _cosines(vectors: Any, left: NDArray[np.int64], right: NDArray[np.int64]) ->
 
 
 def _examples(
-    numbers: NDArray[np.int64], labels: Sequence[str], texts: Sequence[str], clusters: NDArray[np.int64]
+    numbers: NDArray[np.int64],
+    labels: Sequence[str],
+    texts: Sequence[str],
+    times: NDArray[np.int64],
+    clusters: NDArray[np.int64],
 ) -> list[dict[str, Any]]:
     """Up to `EXAMPLES` of the clusters: how many rows each label has, and a few texts. Their order follows from the texts."""
     import numpy as np
 
-    members: dict[int, list[tuple[str, str]]] = defaultdict(list)
+    members: dict[int, list[tuple[str, str, int]]] = defaultdict(list)
     for position in np.flatnonzero(np.isin(numbers, clusters)).tolist():
-        members[int(numbers[position])].append((texts[position], labels[position]))
-    ranked = sorted((sorted(rows) for rows in members.values()), key=lambda rows: (-len(rows), rows))
+        members[int(numbers[position])].append((texts[position], labels[position], int(times[position])))
+    ranked = sorted((sorted(rows) for rows in members.values()), key=lambda rows: (-sum(count for *_, count in rows), rows))
     return [
         {
-            "labels": dict(sorted(Counter(label for _, label in rows).items())),
-            "rows": [{"text": text, "label": label} for text, label in rows[:EXAMPLE_TEXTS]],
+            "labels": dict(sorted(_count_of_labels(rows).items())),
+            "rows": [{"text": text, "label": label} for text, label, _ in rows[:EXAMPLE_TEXTS]],
         }
         for rows in ranked[:EXAMPLES]
     ]
+
+
+def _count_of_labels(rows: Sequence[tuple[str, str, int]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for _, label, times in rows:
+        counts[label] += times
+    return counts

@@ -9,6 +9,7 @@ import datetime
 import hashlib
 import json
 import logging
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -26,13 +27,17 @@ logger = logging.getLogger("newsjuice.classification")
 ROWS = "rows.parquet"
 REQUIRED_KEYS = ("headline", "category")
 OPTIONAL_KEYS = ("short_description", "link", "authors", "date")
-COLUMNS = ("row_id", "text", "category", "headline", "short_description", "link", "authors", "date")
+LINE_COLUMNS = ("row_id", "text", "category", "headline", "short_description", "link", "authors", "date")
+SECTION_COUNTS = "section_counts"
+COLUMNS = (*LINE_COLUMNS, SECTION_COUNTS)
 # A row of the data set has some 500 bytes. A longer line than this is no row, and is never held in memory as a whole.
 MAX_LINE_BYTES = 1_000_000
 BATCH_ROWS = 50_000
 EXAMPLES_PER_REASON = 5
 EXAMPLE_CHARACTERS = 120
 SENTENCE_ENDS = (".", "!", "?", "…", ":", ";")
+REPEATED = ("duplicate_text", "duplicate_text_other_category")
+INVISIBLE = ("Cc", "Cf", "Zl", "Zp", "Zs")  # Unicode's controls, zero-width signs and separators
 CLOSING_MARKS = "\"')]\u201d\u2019"
 OTHER_FILES = {
     b"PK\x03\x04": "a zip archive: unpack it first",
@@ -50,7 +55,8 @@ class HuffPostError(ValueError):
 class HuffPostTable:
     """The usable rows, what was counted on the way, and the first few dropped lines of every kind.
 
-    `rows` has the columns `COLUMNS`; `counts` holds `lines`, `kept` and one entry a reason for dropping, blanking or
+    `rows` has the columns `COLUMNS`; `section_counts` says how often a text came with each of its sections (JSON), and is empty
+    where it came with one section only. `counts` holds `lines`, `kept` and one entry a reason for dropping, blanking or
     respelling; `examples` maps a reason to `{"line": number, "start": first characters}` entries; `spellings` maps a kept
     section name to the other spellings that were found, with their rows.
     """
@@ -82,21 +88,30 @@ def load_huffpost(path: Path) -> HuffPostTable:
     """Read HuffPost JSON lines; every line that cannot be used is counted with its reason.
 
     Links, authors and dates are kept as columns but never enter `text`: they would give the section away.
-    A text that occurs again is dropped, and counted apart when its section differs. Sections whose names differ in case or
-    spacing only are one section under its most frequent spelling.
+    A text that occurs again is one row, of the section that it has most often (the first by name among equals) and of the
+    first date, whatever the order of the lines; lines with its other sections are counted apart. Sections whose names differ
+    in case or spacing only are one section under its most frequent spelling.
 
     Raises:
         HuffPostError: the file has no usable row, no row has a needed column (the message names it), or the kept rows
-            break the schema.
+            break the schema; or there is no such file, or none that can be read.
     """
     reader = _Reader()
-    with path.open("rb") as stream:
+    try:
+        stream = path.open("rb")
+    except OSError as error:
+        raise HuffPostError(
+            f"{path} cannot be read ({error.strerror}). Give a HuffPost file in JSON lines, such as "
+            "News_Category_Dataset_v3.json."
+        ) from error
+    with stream:
         for number, raw in _lines(stream):
             reader.read(number, raw)
     counts = reader.counts
     if not counts["kept"]:
         raise HuffPostError(_why_nothing_was_kept(path, counts, reader.seen_keys, reader.examples))
-    rows, spellings = _one_spelling(reader.frame(), reader.raw_sections)
+    names, spellings = _section_names(reader.raw_sections)
+    rows = reader.frame(names)
     counts["respelled_category"] = sum(sum(others.values()) for others in spellings.values())
     if not counts["respelled_category"]:
         del counts["respelled_category"]
@@ -141,6 +156,24 @@ def read_huffpost(directory: Path) -> pd.DataFrame:
     return pd.read_parquet(directory / ROWS)
 
 
+@dataclass
+class _Occurrences:
+    """The lines in which a text has one section: how many, and the one to keep, which does not depend on their order."""
+
+    lines: int = 0
+    row: dict[str, str] = field(default_factory=dict)
+
+    def add(self, row: dict[str, str]) -> None:
+        """Count a line, and keep it when it is the earliest; one without a date comes last."""
+        self.lines += 1
+        if not self.row or _in_time(row) < _in_time(self.row):
+            self.row = row
+
+
+def _in_time(row: Mapping[str, str]) -> tuple[bool, list[str]]:
+    return not row["date"], [row[name] for name in ("date", "link", "authors", "headline", "short_description")]
+
+
 class _Reader:
     """The rows kept so far, in blocks of columns, since a dictionary a row would take several times the memory."""
 
@@ -150,7 +183,8 @@ class _Reader:
         self.raw_sections: Counter[str] = Counter()
         self.examples: dict[str, list[dict[str, Any]]] = {}
         self._section_of: dict[bytes, str] = {}
-        self._columns: dict[str, list[str]] = {name: [] for name in COLUMNS}
+        self._again: dict[str, dict[str, _Occurrences]] = {}  # row id, section: all lines of the text but the first
+        self._columns: dict[str, list[str]] = {name: [] for name in LINE_COLUMNS}
         self._blocks: list[pd.DataFrame] = []
 
     def read(self, number: int, raw: bytes) -> None:
@@ -160,25 +194,50 @@ class _Reader:
             self._keep(_parse_line(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw, self.seen_keys, self.counts))
         except _DroppedLine as dropped:
             reason = str(dropped)
-            self.counts[f"dropped_{reason}"] += 1
+            if reason not in REPEATED:  # these are counted when all lines are known
+                self.counts[f"dropped_{reason}"] += 1
             if len(self.examples.setdefault(reason, [])) < EXAMPLES_PER_REASON:
                 start = raw[: 4 * EXAMPLE_CHARACTERS].decode("utf-8", "replace").strip()[:EXAMPLE_CHARACTERS]
                 self.examples[reason].append({"line": number, "start": start})
 
-    def frame(self) -> pd.DataFrame:
-        """All kept rows."""
+    def frame(self, names: Mapping[str, str]) -> pd.DataFrame:
+        """All kept rows, with the names of their sections; which section a repeated text has is decided, and counted, here."""
         import pandas as pd
 
         self._close_block()
-        return pd.concat(self._blocks, ignore_index=True)
+        rows = pd.concat(self._blocks, ignore_index=True)
+        name_of = {raw: names[label_key(raw)] for raw in self.raw_sections}
+        rows = rows.assign(category=rows["category"].map(name_of).astype("str"), **{SECTION_COUNTS: ""})
+        repeated = rows.index[rows["row_id"].isin(list(self._again))]
+        if not len(repeated):
+            return rows
+        firsts = rows.loc[repeated, list(LINE_COLUMNS)].itertuples(index=False, name=None)
+        decided = [self._decided(dict(zip(LINE_COLUMNS, first, strict=True)), names) for first in firsts]
+        for column in COLUMNS:
+            rows.loc[repeated, column] = [row[column] for row in decided]
+        return rows.astype("str")
+
+    def _decided(self, first: dict[str, str], names: Mapping[str, str]) -> dict[str, str]:
+        """The row of a text that occurs again, from its first line and all others."""
+        found = self._again[first["row_id"]]
+        found.setdefault(label_key(first["category"]), _Occurrences()).add(first)
+        counts = {names[section]: those.lines for section, those in found.items()}
+        section = min(counts, key=lambda name: (-counts[name], name))
+        row = found[label_key(section)].row
+        for reason, lines in zip(REPEATED, (counts[section] - 1, sum(counts.values()) - counts[section]), strict=True):
+            if lines:
+                self.counts[f"dropped_{reason}"] += lines
+        several = json.dumps(counts, ensure_ascii=False, sort_keys=True) if len(counts) > 1 else ""
+        return {**row, "category": section, SECTION_COUNTS: several}
 
     def _keep(self, row: dict[str, str]) -> None:
         key, section = bytes.fromhex(row["row_id"]), label_key(row["category"])
+        self.raw_sections[row["category"]] += 1
         known = self._section_of.get(key)
         if known is not None:
-            raise _DroppedLine("duplicate_text" if known == section else "duplicate_text_other_category")
+            self._again.setdefault(row["row_id"], {}).setdefault(section, _Occurrences()).add(row)
+            raise _DroppedLine(REPEATED[known != section])
         self._section_of[key] = section
-        self.raw_sections[row["category"]] += 1
         self.counts["kept"] += 1
         for name, values in self._columns.items():
             values.append(row[name])
@@ -190,7 +249,7 @@ class _Reader:
 
         if self._columns["row_id"]:
             self._blocks.append(pd.DataFrame(self._columns, dtype="str"))
-            self._columns = {name: [] for name in COLUMNS}
+            self._columns = {name: [] for name in LINE_COLUMNS}
 
 
 def _lines(stream: IO[bytes]) -> Iterator[tuple[int, bytes]]:
@@ -247,7 +306,7 @@ def _parse_line(raw: bytes, seen_keys: Counter[str], counts: Counter[str]) -> di
         raise _DroppedLine("empty_category")
     fields["headline"] = fields["headline"].strip()
     text = join_text(fields["headline"], fields["short_description"])
-    if not text:
+    if all(unicodedata.category(sign) in INVISIBLE for sign in fields["headline"] + fields["short_description"]):
         raise _DroppedLine("empty_text")
     fields["date"] = _iso_date(fields["date"], counts)
     return {"row_id": row_id_of(text), "text": text, **fields}
@@ -264,8 +323,8 @@ def _iso_date(found: str, counts: Counter[str]) -> str:
         return ""
 
 
-def _one_spelling(rows: pd.DataFrame, raw_sections: Mapping[str, int]) -> tuple[pd.DataFrame, dict[str, dict[str, int]]]:
-    """Every section under its most frequent spelling, and the other spellings of each."""
+def _section_names(raw_sections: Mapping[str, int]) -> tuple[dict[str, str], dict[str, dict[str, int]]]:
+    """The most frequent spelling of every section, by the form in which labels are compared, and the other spellings of each."""
     by_key: dict[str, Counter[str]] = defaultdict(Counter)
     for raw, count in raw_sections.items():
         by_key[label_key(raw)][" ".join(raw.split())] += count
@@ -275,9 +334,7 @@ def _one_spelling(rows: pd.DataFrame, raw_sections: Mapping[str, int]) -> tuple[
         name = kept[label_key(raw)]
         if raw != name:
             spellings.setdefault(name, {})[raw] = count
-    if spellings:
-        rows = rows.assign(category=rows["category"].map({raw: kept[label_key(raw)] for raw in raw_sections}).astype("str"))
-    return rows, dict(sorted(spellings.items()))
+    return kept, dict(sorted(spellings.items()))
 
 
 def _format_per_category(rows: pd.DataFrame) -> dict[str, dict[str, float]]:

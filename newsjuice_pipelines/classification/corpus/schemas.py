@@ -16,7 +16,7 @@ DATE_PATTERN = r"(\d{4}-\d{2}-\d{2})?"
 
 def rows_schema() -> Any:
     """The schema of the kept HuffPost rows: unique ids, texts and sections that say something, ISO dates or none."""
-    optional = {name: _text_column() for name in ("headline", "short_description", "link", "authors")}
+    optional = {name: _text_column() for name in ("headline", "short_description", "link", "authors", "section_counts")}
     return _schema({**_common_columns(), **optional})
 
 

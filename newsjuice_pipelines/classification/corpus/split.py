@@ -63,7 +63,8 @@ def balanced_split(rows: pd.DataFrame, taxonomy: Taxonomy, config: SplitConfig) 
     only trains.
 
     Args:
-        rows: columns `row_id`, `text`, `category`, and `date` (ISO, or empty) where there are dates.
+        rows: columns `row_id`, `text`, `category`, and `date` (ISO, or empty) where there are dates; `section_counts` of
+            texts that came with several sections, which bound the accuracy that can be reached.
         taxonomy: which class each `category` belongs to.
         config: what is drawn, and how it is divided.
 
@@ -95,9 +96,7 @@ def balanced_split(rows: pd.DataFrame, taxonomy: Taxonomy, config: SplitConfig) 
     if empty:
         raise SplitError(_why_a_part_is_empty(empty[0], drawn, config, facts))
     facts |= _split_facts(parts, classes, taxonomy, known, config)
-    facts["clusters"] = cluster_facts | label_disagreement(
-        known["group"].factorize()[0], list(known["label"]), list(known["text"])
-    )
+    facts["clusters"] = cluster_facts | _disagreement(known, taxonomy)
     return Split(parts, classes, tuple(taxonomy.parents[name] for name in classes), facts)
 
 
@@ -166,9 +165,9 @@ def _labelled(rows: pd.DataFrame, taxonomy: Taxonomy) -> tuple[pd.DataFrame, dic
     known = rows[~rows["category"].isin(list(unknown))]
     known = known.assign(
         label=known["category"].map({category: label for category, label in label_of.items() if label is not None}),
-        date=known["date"] if "date" in known.columns else "",
+        **{name: known[name] if name in known.columns else "" for name in ("date", "section_counts")},
     )
-    columns = ["row_id", "text", "category", "label", "date"]
+    columns = ["row_id", "text", "category", "label", "date", "section_counts"]
     ordered = known[columns].sort_values(["row_id", "category", "date"], ignore_index=True)
     return ordered, {"unknown_categories": dict(sorted(unknown.items())), "unknown_rows": unknown.total()}
 
@@ -193,6 +192,24 @@ def _groups(known: pd.DataFrame, config: SplitConfig) -> tuple[pd.Series, dict[s
     _, firsts, places = np.unique(clusters.numbers, return_index=True, return_inverse=True)
     smallest = known["row_id"].str[:16].to_numpy()[firsts[places]]  # the rows are in the order of their ids
     return pd.Series(smallest, index=known.index, dtype="str"), {"grouping": "clusters", **clusters.facts}
+
+
+def _disagreement(known: pd.DataFrame, taxonomy: Taxonomy) -> dict[str, Any]:
+    """How far texts that read the same differ in their class; one that came with several sections counts for each time."""
+    import numpy as np
+
+    numbers, labels, texts = known["group"].factorize()[0], known["label"].to_numpy(), known["text"].to_numpy()
+    once = (known["section_counts"] == "").to_numpy()
+    rows = [(number, label, text, 1) for number, label, text in zip(numbers[once], labels[once], texts[once], strict=True)]
+    for number, text, sections in zip(numbers[~once], texts[~once], known["section_counts"][~once], strict=True):
+        times: Counter[str] = Counter()
+        for section, count in json.loads(sections).items():
+            label = taxonomy.class_of(section)
+            if label is not None:
+                times[label] += count
+        rows += [(number, label, text, count) for label, count in sorted(times.items())]
+    clusters, classes, writings, counts = zip(*rows, strict=True)
+    return label_disagreement(np.array(clusters), classes, writings, counts)
 
 
 def _draw(known: pd.DataFrame, config: SplitConfig) -> pd.DataFrame:

@@ -31,12 +31,21 @@ def bootstrap(statistic: Statistic, groups: np.ndarray, seed: int, draws: int = 
 
     Rows of a group stay together, since texts that are nearly equal are not independent.
     """
+    drawn = bootstrap_values(statistic, groups, seed, draws)
+    return {name: percentile_interval(values) for name, values in drawn.items()}
+
+
+def bootstrap_values(statistic: Statistic, groups: np.ndarray, seed: int, draws: int = DRAWS) -> dict[str, np.ndarray]:
+    """Every value of `statistic`, one number a draw."""
     import numpy as np
 
     measured = [statistic(weights) for weights in group_draws(groups, seed, draws)]
-    intervals: dict[str, list[float] | None] = {}
-    for name in measured[0]:
-        values = np.array([draw[name] for draw in measured])
-        known = values[~np.isnan(values)]
-        intervals[name] = [float(bound) for bound in np.quantile(known, INTERVAL)] if len(known) else None
-    return intervals
+    return {name: np.array([draw[name] for draw in measured]) for name in measured[0]}
+
+
+def percentile_interval(values: np.ndarray) -> list[float] | None:
+    """The middle 95 % of what draws measured; None where none could."""
+    import numpy as np
+
+    known = values[~np.isnan(values)]
+    return [float(bound) for bound in np.quantile(known, INTERVAL)] if len(known) else None

@@ -1,6 +1,8 @@
 """What fewer classes buy: accuracy and certified coverage at every number of classes, and for given taxonomies.
 
-Thresholds and the order of merging come from one half of the out-of-fold rows, every figure from the other.
+Thresholds, the order of merging and the proposals that are compared come from one half of the out-of-fold rows, every figure
+from the other; only the probabilities' one temperature saw both. Packaged proposals were chosen on such texts, which no half of
+them can undo: they are marked.
 """
 
 from __future__ import annotations
@@ -12,13 +14,15 @@ from typing import TYPE_CHECKING, Any
 from newsjuice_pipelines.classification.corpus.split import rank_of
 from newsjuice_pipelines.classification.corpus.taxonomy import load_taxonomy, packaged_taxonomies
 from newsjuice_pipelines.classification.judging.bootstrap import bootstrap
-from newsjuice_pipelines.classification.judging.label_problems import Audited, true_joint
+from newsjuice_pipelines.classification.judging.label_problems import Audited, audit_of_some
 from newsjuice_pipelines.classification.judging.proposals import chance_overlap, merge_tree
 
 if TYPE_CHECKING:
     import numpy as np
 
 REFERENCE = "original-29"
+CHOSEN_HERE = "proposed-"
+"""Packaged taxonomies of this name were chosen by how much they file of texts such as these."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +46,7 @@ def class_curve(audited: Audited, seed: int, target: float, certainty: float) ->
     size = len(audited.names)
     if not _usable(audited, fitted):
         return {"points": [], "fitted_rows": int(fitted.sum()), "shown_rows": int((~fitted).sum())}
-    tree = merge_tree(chance_overlap(true_joint(audited.given[fitted], audited.probabilities[fitted])))
+    tree = merge_tree(chance_overlap(audit_of_some(audited, fitted).joint))
     owners = cut_tree(tree)  # column k: the cluster of every name after k merges
     points = []
     for merges in range(size - 1):
@@ -58,13 +62,15 @@ def compare_taxonomies(
 ) -> list[dict[str, Any]]:
     """The packaged taxonomies that know every audited section, and `more` (name → section → class), judged on the same rows.
 
+    What `more` holds may know the first half (`fitted_half`) and no other row. `chosen_on_such_texts` marks packaged proposals.
     `filed_times_original` is the share filed over that of `original-29`, with a 95 % interval from paired bootstrap draws of
     groups; None where that taxonomy does not apply or files nothing.
     """
     fitted = halves(audited, seed)
     if not _usable(audited, fitted):
         return []
-    mappings = {**_packaged_mappings(audited.names), **more}
+    packaged = _packaged_mappings(audited.names)
+    mappings = {**packaged, **more}
     filings = {
         name: file_rows(audited, _numbers([mapping[section] for section in audited.names]), fitted, target, certainty)
         for name, mapping in mappings.items()
@@ -75,7 +81,13 @@ def compare_taxonomies(
     for name, filing in filings.items():
         times = None if reference is None or name == REFERENCE else _times(filing, reference, groups, seed)
         compared.append(
-            {"taxonomy": name, "classes": len(set(mappings[name].values())), **_shown(filing), "filed_times_original": times}
+            {
+                "taxonomy": name,
+                "classes": len(set(mappings[name].values())),
+                **_shown(filing),
+                "filed_times_original": times,
+                "chosen_on_such_texts": name in packaged and name.startswith(CHOSEN_HERE),
+            }
         )
     return sorted(compared, key=lambda entry: (-entry["classes"], entry["taxonomy"]))
 
@@ -87,6 +99,12 @@ def halves(audited: Audited, seed: int) -> np.ndarray:
     groups = audited.rows["group"].astype(str)
     side = {group: rank_of(group, seed)[0] < 128 for group in groups.unique()}
     return np.array([side[group] for group in groups], dtype=bool)
+
+
+def fitted_half(audited: Audited, seed: int) -> Audited | None:
+    """What the first half of the rows says alone; None where a half is empty or the first one lacks a name."""
+    fitted = halves(audited, seed)
+    return audit_of_some(audited, fitted) if _usable(audited, fitted) else None
 
 
 def file_rows(audited: Audited, owners: np.ndarray, fitted: np.ndarray, target: float, certainty: float) -> Filing:

@@ -17,7 +17,8 @@ PASS, FAIL, NOT_MEASURED = "pass", "fail", "not measured"
 IF_MEASURED = "if measured"
 LINEAR, ORIGINAL_SUFFIX = "linear", "-original"
 _REQUIRED_KEYS = {"name", "metric", "judge"}
-_KEYS = _REQUIRED_KEYS | {"at_least", "at_most", "required", "why", "to_measure"}
+_LIMITS = {"at_least": "at least", "above": "above", "at_most": "at most"}
+_KEYS = _REQUIRED_KEYS | set(_LIMITS) | {"required", "why", "to_measure"}
 
 
 class ThresholdsError(ValueError):
@@ -26,9 +27,10 @@ class ThresholdsError(ValueError):
 
 @dataclass(frozen=True)
 class Criterion:
-    """One threshold: `metric` is a dotted path into an evaluation's results; exactly one of `at_least` and `at_most` is set.
+    """One threshold: `metric` is a dotted path into an evaluation's results.
 
-    `required` is True, or "if measured" for a comparison that may have nothing to compare with.
+    Exactly one of `at_least`, `above` (strictly) and `at_most` is set. `required` is True, or "if measured" for a comparison that
+    may have nothing to compare with.
     """
 
     name: str
@@ -39,6 +41,23 @@ class Criterion:
     required: bool | str = True
     why: str = ""
     to_measure: str = "materialise 'classifier_eval_report' of the candidate"
+    above: float | None = None
+
+    @property
+    def bound(self) -> str:
+        """Which of the limits is set."""
+        return next(name for name in _LIMITS if getattr(self, name) is not None)
+
+    @property
+    def limit(self) -> float:
+        """The limit that is set."""
+        return float(getattr(self, self.bound))
+
+    def passes(self, number: float) -> bool:
+        """Whether a number keeps the limit."""
+        if self.bound == "above":
+            return number > self.limit
+        return number <= self.limit if self.bound == "at_most" else number >= self.limit
 
 
 @dataclass(frozen=True)
@@ -112,17 +131,18 @@ def write_decision(decision: Mapping[str, Any], out: Path) -> dict[str, Any]:
 def _criterion(entry: Any, path: Path) -> Criterion:
     """One entry of a thresholds file."""
     if not isinstance(entry, dict) or set(entry) - _KEYS or not set(entry) >= _REQUIRED_KEYS:
-        raise ThresholdsError(f"{path.name}: {entry!r} needs name, metric, judge, and one of at_least and at_most.")
-    limits = [entry[name] for name in ("at_least", "at_most") if name in entry]
-    if len(limits) != 1 or isinstance(limits[0], bool) or not isinstance(limits[0], int | float):
-        raise ThresholdsError(f"{path.name}: criterion {entry['name']!r} needs one number, at_least or at_most.")
+        raise ThresholdsError(f"{path.name}: {entry!r} needs name, metric, judge, and one of {', '.join(_LIMITS)}.")
+    limits = {name: entry[name] for name in _LIMITS if name in entry}
+    numbers = [limit for limit in limits.values() if isinstance(limit, int | float) and not isinstance(limit, bool)]
+    if len(limits) != 1 or not numbers:
+        raise ThresholdsError(f"{path.name}: criterion {entry['name']!r} needs one number: at_least, above or at_most.")
     if entry["judge"] not in ("value", "interval"):
         raise ThresholdsError(
             f"{path.name}: criterion {entry['name']!r} is judged by 'value' or 'interval', not {entry['judge']!r}."
         )
     if entry.get("required", True) not in (True, IF_MEASURED):
         raise ThresholdsError(f"{path.name}: criterion {entry['name']!r} has required: true, or `{IF_MEASURED}`.")
-    given = {name: entry[name] for name in ("required", "why", "to_measure") if name in entry}
+    given = {name: entry[name] for name in ("required", "why", "to_measure", "above") if name in entry}
     return Criterion(entry["name"], entry["metric"], entry.get("at_least"), entry.get("at_most"), entry["judge"], **given)
 
 
@@ -172,14 +192,9 @@ def _judge(criterion: Criterion, results: Mapping[str, Any]) -> dict[str, Any]:
     value, interval = (found["value"], found["interval"]) if isinstance(found, Mapping) else (found, None)
     judged = value
     if criterion.judged_by == "interval":
-        judged = None if interval is None else interval[0 if criterion.at_least is not None else 1]
-    if judged is None:
-        status = NOT_MEASURED
-    elif criterion.at_least is not None:
-        status = PASS if judged >= criterion.at_least else FAIL
-    else:
-        status = PASS if criterion.at_most is not None and judged <= criterion.at_most else FAIL
-    limit = f"at least {criterion.at_least}" if criterion.at_least is not None else f"at most {criterion.at_most}"
+        judged = None if interval is None else interval[1 if criterion.bound == "at_most" else 0]
+    status = NOT_MEASURED if judged is None else PASS if criterion.passes(judged) else FAIL
+    limit = f"{_LIMITS[criterion.bound]} {getattr(criterion, criterion.bound)}"
     return {
         "name": criterion.name,
         "metric": criterion.metric,
@@ -200,12 +215,11 @@ def _change(criterion: Criterion, judged: float | None, limit: str, status: str)
         return None
     if judged is None:
         return f"not measured; {criterion.to_measure}"
-    wanted = criterion.at_least if criterion.at_least is not None else criterion.at_most
-    end = ""
-    if criterion.judged_by == "interval":
-        end = f"the {'lower' if criterion.at_least is not None else 'upper'} end of the interval, "
-    gap = abs((wanted or 0.0) - judged)
-    return f"{end}{judged:.4g}, must become {limit} ({gap:.3g} {'more' if criterion.at_least is not None else 'less'})"
+    side, direction = ("upper", "less") if criterion.bound == "at_most" else ("lower", "more")
+    end = f"the {side} end of the interval, " if criterion.judged_by == "interval" else ""
+    gap = abs(criterion.limit - judged)
+    missing = f"{gap:.3g} {direction}" if gap else f"{direction} than that"
+    return f"{end}{judged:.4g}, must become {limit} ({missing})"
 
 
 def _lookup(results: Mapping[str, Any], metric: str) -> Any:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.classification.corpus.split import read_classes, read_parents, read_part
 from newsjuice_pipelines.classification.judging import answers
-from newsjuice_pipelines.classification.judging.bootstrap import DRAWS, bootstrap
+from newsjuice_pipelines.classification.judging.bootstrap import DRAWS, bootstrap_values, percentile_interval
 from newsjuice_pipelines.classification.judging.calibrate import (
     fit_temperature,
     negative_log_likelihood,
@@ -27,6 +27,7 @@ from newsjuice_pipelines.classification.judging.evaluation_page import write_eva
 from newsjuice_pipelines.classification.judging.reliability import (
     brier_score,
     calibrated_ece,
+    ece_interval,
     expected_calibration_error,
     reliability,
     risk_coverage,
@@ -260,6 +261,8 @@ def _scores(
     test: Judged, decisions: np.ndarray, class_count: int, seed: int
 ) -> tuple[dict[str, Any], dict[str, list[float] | None]]:
     """The scores of the forced answers with their intervals, and the intervals of everything else, from the same draws."""
+    import numpy as np
+
     predicted, groups = test.ranking.label, test.rows["group"].to_numpy()
     ece, aurc = weighted_ece(test.ranking.confidence, test.correct), weighted_aurc(test.ranking.confidence, test.correct)
     given = {name: decisions == name for name in answers.DECISIONS}
@@ -276,7 +279,9 @@ def _scores(
                 measured[f"precision of {name}"] = float(weights[right[name]].sum() / answered) if answered else float("nan")
         return measured
 
-    intervals = bootstrap(statistic, groups, seed)
+    drawn = bootstrap_values(statistic, groups, seed)
+    intervals = {name: percentile_interval(values) for name, values in drawn.items()}
+    intervals["ece"] = ece_interval(ece(np.ones(len(groups))), drawn["ece"])
     values = classification_scores(test.labels, predicted, class_count)
     return {name: {"value": value, "interval": intervals[name]} for name, value in values.items()}, intervals
 

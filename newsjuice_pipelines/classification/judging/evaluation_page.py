@@ -266,7 +266,8 @@ def risk_coverage_plot(results: Mapping[str, Any], path: Path) -> None:
     axis.plot([point["coverage"] for point in curve], [point["error"] for point in curve], color=PALETTE[0])
     axis.axhline(allowed, color=PALETTE[1], linewidth=1, linestyle="--", label=f"{100 * allowed:.0f} % errors")
     filed = results["cascade"]["filed"]["share"]["value"]
-    axis.axvline(filed, color=PALETTE[2], linewidth=1, linestyle=":", label=f"filed: {100 * filed:.1f} %")
+    if filed:
+        axis.axvline(filed, color=PALETTE[2], linewidth=1, linestyle=":", label=f"filed: {100 * filed:.1f} %")
     axis.set(xlabel="share of the test texts answered, the surest first", ylabel="share of errors among them", xlim=(0, 1))
     axis.set_ylim(bottom=0)
     axis.legend(frameon=False)

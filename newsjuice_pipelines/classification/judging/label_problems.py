@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -81,6 +81,16 @@ def merged(audited: Audited, column: str) -> Audited:
     probabilities = audited.probabilities @ membership
     left_out: dict[str, int] = dict(audited.left_out)
     return Audited(audited.rows, names, given, probabilities, true_joint(given, probabilities), left_out)
+
+
+def audit_of_some(audited: Audited, kept: np.ndarray) -> Audited:
+    """What some rows alone say (`kept` is True for them): their probabilities as they are, the joint estimated from them only.
+
+    Every name must have one of them.
+    """
+    given, probabilities = audited.given[kept], audited.probabilities[kept]
+    rows = audited.rows[kept].reset_index(drop=True)
+    return replace(audited, rows=rows, given=given, probabilities=probabilities, joint=true_joint(given, probabilities))
 
 
 def out_of_fold(

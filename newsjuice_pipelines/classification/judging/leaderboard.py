@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
-NEEDED_RESULTS = ("metrics", "validation", "selected_on", "recipe", "calibration", "cascade")
+NEEDED_RESULTS = ("config", "metrics", "validation", "selected_on", "recipe", "calibration", "cascade")
+PROMISES = ("target_precision", "certainty")
+"""What the certified thresholds of every compared evaluation must promise alike, since shares filed depend on it."""
 SIGNIFICANCE = 0.05
 
 
@@ -30,16 +32,18 @@ def leaderboard(evaluations: Mapping[str, Path], out: Path, seed: int = 42) -> d
 
     The best is chosen on the validation part, so that the test part picks nothing. A model whose checkpoint the test part
     selected stands last and is never the best; `best` is None when there is no other. On the test rows every two models are
-    compared: the difference in accuracy with a bootstrap interval that draws groups of near-duplicates, and McNemar's exact
-    test, Holm-corrected in `ranking` over the comparisons with the best, in `pairs` over all. Writes `results.json`,
-    `report.md` and `leaderboard.png` to `out`; returns the results.
+    compared: the difference in accuracy with a bootstrap interval that draws groups of near-duplicates, and the exact
+    sign-flip test over these groups, Holm-corrected in `ranking` over the comparisons with the best, in `pairs` over all.
+    Writes `results.json`, `report.md` and `leaderboard.png` to `out`; returns the results.
 
     Raises:
-        LeaderboardError: nothing to rank, an evaluation that is not whole, or evaluations of different test parts.
+        LeaderboardError: nothing to rank, an evaluation that is not whole, evaluations of different test parts, or with
+            different promises.
     """
     if not evaluations:
         raise LeaderboardError("No classifier was evaluated yet: materialise 'classifier_eval_report' for at least one model.")
     results = {model: _whole_results(model, directory) for model, directory in evaluations.items()}
+    _check_promises(results)
     predictions = {model: _predictions(directory) for model, directory in evaluations.items()}
     correct = _correctness(predictions)
     rank = sorted(results, key=lambda model: _rank_key(model, results[model]))
@@ -72,7 +76,7 @@ def compare_pairs(correct: Mapping[str, np.ndarray], groups: np.ndarray, seed: i
 
     Args:
         correct: which rows each model got right.
-        groups: the group of near-duplicates of every row; groups are drawn as a whole.
+        groups: the group of near-duplicates of every row; groups are drawn, and tested, as a whole.
         seed: of the bootstrap.
     """
     import numpy as np
@@ -93,7 +97,7 @@ def compare_pairs(correct: Mapping[str, np.ndarray], groups: np.ndarray, seed: i
             "second": second,
             "difference": float(gains[number].mean()),
             "interval": intervals[str(number)],
-            **mcnemar(correct[first], correct[second]),
+            **sign_flip_test(correct[first], correct[second], groups),
         }
         for number, (first, second) in enumerate(names)
     ]
@@ -101,14 +105,28 @@ def compare_pairs(correct: Mapping[str, np.ndarray], groups: np.ndarray, seed: i
     return [{**pair, "p_corrected": value} for pair, value in zip(pairs, corrected, strict=True)]
 
 
-def mcnemar(first: np.ndarray, second: np.ndarray) -> dict[str, Any]:
-    """McNemar's exact test of two classifiers' correctness on the same rows (two-sided binomial over the discordant rows)."""
-    from scipy.stats import binomtest
+def sign_flip_test(first: np.ndarray, second: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """Test two classifiers' correctness on the same rows by flipping whole groups: of equal ones, either may win any group.
 
-    only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
-    discordant = only_first + only_second
-    p_value = float(binomtest(min(only_first, only_second), discordant, 0.5).pvalue) if discordant else 1.0
-    return {"only_first": only_first, "only_second": only_second, "p_value": p_value}
+    The p-value is two-sided and exact. Where every group has one row, it is that of McNemar's exact test.
+    """
+    import numpy as np
+    from scipy.stats import binom
+
+    _, group_of_row = np.unique(groups, return_inverse=True)
+    leads = np.rint(np.bincount(group_of_row, weights=first.astype(float) - second)).astype(int)  # rows ahead, by group
+    total, won = int(np.abs(leads).sum()), int(leads[leads > 0].sum())
+    chances = np.ones(1)  # of every number of rows that the first could be ahead by in the groups it wins
+    for lead, count in zip(*np.unique(np.abs(leads[leads != 0]), return_counts=True), strict=True):
+        flipped = np.zeros(lead * count + 1)
+        flipped[::lead] = binom.pmf(np.arange(count + 1), count, 0.5)
+        chances = np.convolve(chances, flipped)
+    tail = float(chances[: min(won, total - won) + 1].sum())
+    return {
+        "only_first": int((first & ~second).sum()),
+        "only_second": int((second & ~first).sum()),
+        "p_value": min(1.0, 2 * tail),
+    }
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -144,6 +162,17 @@ def _whole_results(model: str, evaluation_dir: Path) -> dict[str, Any]:
             f"The evaluation of {model} has no {', '.join(missing)}: materialise 'classifier_eval_report' of {model} again."
         )
     return results
+
+
+def _check_promises(results: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse evaluations whose certified thresholds promise different things."""
+    said = {model: ", ".join(f"{name} {found['config'][name]}" for name in PROMISES) for model, found in results.items()}
+    if len(set(said.values())) > 1:
+        listed = "; ".join(f"{model}: {promise}" for model, promise in said.items())
+        raise LeaderboardError(
+            f"The evaluations make different promises, so that what they file cannot be compared ({listed}). Materialise "
+            "'classifier_eval_report' again with one target_precision and one certainty for all of them."
+        )
 
 
 def _rank_key(model: str, results: Mapping[str, Any]) -> tuple[bool, float, float, str]:

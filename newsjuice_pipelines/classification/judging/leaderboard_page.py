@@ -58,9 +58,10 @@ def leaderboard_page(results: Mapping[str, Any]) -> str:
             markdown_table(HEADER, rows),
             "",
             "The last two columns compare with the best on the same texts: the difference in accuracy with its 95 % interval, "
-            f"from {results['bootstrap_draws']:,} draws of groups of near-duplicates, and the p-value of McNemar's exact test, "
-            "Holm-corrected. Above 0.05 the difference may be chance. Speeds were measured when each model was evaluated, on the "
-            "device named in its own report.",
+            f"from {results['bootstrap_draws']:,} draws of groups of near-duplicates, and the p-value of the exact "
+            "sign-flip test over the same groups (McNemar's exact test where every text stands alone), Holm-corrected. Above "
+            "0.05 the difference may be chance. Speeds were measured when each model was evaluated, on the device named in its "
+            "own report.",
             "",
             "![Accuracy of the models](leaderboard.png)",
             "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("newsjuice.classification")
 
-PROPOSED = "proposed.yaml"
+PROPOSED, PROPOSED_OVERLAPPING = "proposed", "proposed-overlapping"
+"""Names of the taxonomies that are written, as `<name>.yaml`, and of their rows in the comparison."""
 NEAR_DUPLICATE_COSINE = 0.9
 MAX_HELD_OUT_ROWS = 3_000
 MAX_COMPARED_ROWS = 20_000
@@ -50,7 +52,8 @@ class AuditConfig:
     max_rows: int = 0
     """Most rows that are audited, drawn by seed; 0 audits every training and validation row."""
     merge: str = "renamed"
-    """What the proposed taxonomy joins: "renamed" (sections that overlap, and whose years do not) or "overlapping" (all)."""
+    """What the proposed taxonomy joins: "renamed" (sections that overlap, and whose years do not) or "overlapping" (all that
+    overlap, which "renamed" writes to a second file where years are not known)."""
     parents: int = 8
     """How many parent classes the proposed taxonomy has at most."""
     target_precision: float = 0.9
@@ -77,6 +80,7 @@ class AuditConfig:
 def overlap_report(split_dir: Path, out: Path, config: AuditConfig = AuditConfig()) -> dict[str, Any]:
     """Audit a split; writes `results.json`, `report.md`, `proposed.yaml` and plots to `out`.
 
+    Where sections overlap whose years are not known, `proposed-overlapping.yaml` joins them, too.
     Near-duplicates are pairs on two sides whose TF-IDF vectors of character 3- to 5-grams have a cosine of at least 0.9.
     Above `MAX_HELD_OUT_ROWS` held-out and `MAX_COMPARED_ROWS` compared rows a seeded sample is compared, and said so.
     Labels, sections and format are audited on the training and validation parts: the test part stays unread.
@@ -116,6 +120,7 @@ def _facts(results: dict[str, Any]) -> dict[str, Any]:
         facts["proposal"] = {
             "class_count": proposal["class_count"],
             "merged": proposal["merged"],
+            "overlapping": proposal["overlapping"],
             "pairs": {kind: kinds.count(kind) for kind in (proposals.RENAMED, proposals.SAME_TIME, proposals.YEARS_UNKNOWN)},
             "format_labels": proposal["format_labels"],
         }
@@ -140,25 +145,42 @@ def _audits(rows: pd.DataFrame, out: Path, config: AuditConfig) -> dict[str, Any
         return found | {"labels": None, "sections": None, "proposal": None, "curve": {"points": []}, "taxonomies": []}
     same = seen.groupby("label")["category"].nunique().max() == 1
     labels = sections if same else label_problems.merged(sections, "label")
-    proposal = proposals.propose(sections, config.merge, config.parents)
-    taxonomy = proposals.proposed_taxonomy(proposal, sections.left_out, config.merge)
-    write_taxonomy_file(taxonomy, out / PROPOSED)
+    proposal, mappings = _proposals(sections, out, config)
     label_of = dict(zip(sections.rows["category"], sections.rows["label"], strict=True))
-    mappings = {
-        "this split": label_of,
-        "proposed": taxonomy.mapping,
-    }
     certificate = (config.seed, config.target_precision, config.certainty)
     small = int(np.bincount(sections.given).min())
     return found | {
         "labels": None if len(labels.names) < 2 else label_problems.label_problems(labels),
         "sections": None if same else label_problems.label_problems(sections),
         "smallest_section_rows": small,
-        "proposal": proposals.proposal_facts(proposal),
+        "proposal": proposal,
         "curve": class_curve.class_curve(sections, *certificate)
         | {"target": config.target_precision, "certainty": config.certainty},
-        "taxonomies": class_curve.compare_taxonomies(sections, mappings, *certificate),
+        "taxonomies": class_curve.compare_taxonomies(sections, {"this split": label_of} | mappings, *certificate),
     }
+
+
+def _proposals(
+    sections: label_problems.Audited, out: Path, config: AuditConfig
+) -> tuple[dict[str, Any], dict[str, Mapping[str, str]]]:
+    """Write what is proposed from every audited row; for the comparison, the same merges built from the curve's first half."""
+    proposal = proposals.propose(sections, config.merge, config.parents)
+    written = {PROPOSED: (config.merge, proposal)}
+    if any(pair["kind"] == proposals.YEARS_UNKNOWN for pair in proposal.pairs):
+        overlapping = proposals.propose(sections, "overlapping", config.parents)
+        if overlapping.groups != proposal.groups:
+            written[PROPOSED_OVERLAPPING] = ("overlapping", overlapping)
+    half = class_curve.fitted_half(sections, config.seed)
+    mappings: dict[str, Mapping[str, str]] = {}
+    for name, (merge, found) in written.items():
+        write_taxonomy_file(proposals.proposed_taxonomy(found, sections.left_out, merge), out / f"{name}.yaml")
+        if half is not None:
+            mappings[name] = proposals.proposed_taxonomy(proposals.propose(half, merge, config.parents), {}, merge).mapping
+    facts = proposals.proposal_facts(proposal) | {"merge": config.merge, "overlapping": None}
+    if PROPOSED_OVERLAPPING in written:
+        more = proposals.proposal_facts(overlapping)
+        facts["overlapping"] = {name: more[name] for name in ("class_count", "parent_count", "merged")}
+    return facts, mappings
 
 
 def format_leak(rows: pd.DataFrame, folds: int, seed: int) -> dict[str, Any] | None:

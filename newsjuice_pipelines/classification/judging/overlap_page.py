@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,17 @@ AUDIBLE_ROWS = 50
 FEW_TEXTS = f"Fewer than {AUDIBLE_ROWS} texts a class: read this as a trial of the audit, not as a finding."
 CLUSTERS = "What the split found when it clustered near-duplicates; no skill exceeds the best possible accuracy:"
 DISAGREEING = "Clusters whose labels disagree:"
+CHOSEN = "chosen on one sample of real headlines: judge what is near by its measures."
+JOINS = {
+    "renamed": "the sections that overlap and whose years follow one another",
+    "overlapping": "all sections that overlap, whatever their years",
+}
+USE = (
+    "To use one, set `name` of the asset `taxonomy` to the path of {} and materialise `taxonomy`, `balanced_split` and what "
+    "follows. Edit it as you see fit."
+)
+LABEL_STYLE: dict[str, Any] = {"textcoords": "offset points", "fontsize": 7, "rotation": 45, "ha": "left", "va": "bottom"}
+PROPOSALS = ("proposed", "proposed-overlapping")
 PAIR_KINDS = (
     ("renamed", "### Renamed: they overlap, their years do not", "The same topic under a new name: these belong in one class."),
     (
@@ -136,19 +148,30 @@ def _proposal(proposal: Mapping[str, Any] | None) -> list[str]:
     title = "## Proposed taxonomy"
     if proposal is None:
         return [title, "Too few texts a section to propose one."]
-    merged = [(entry["class"], ", ".join(entry["sections"])) for entry in proposal["merged"]]
+    more = proposal["overlapping"]
+    usable = [f"`{name}.yaml`" for name, entry in zip(PROPOSALS, (proposal, more), strict=True) if entry and entry["merged"]]
     return [
         title,
-        f"`proposed.yaml`, beside this page, has {proposal['class_count']} classes with {proposal['parent_count']} "
-        "parents. To use it, set `name` of the asset `taxonomy` to its path and "
-        "materialise `taxonomy`, `balanced_split` and what follows. Edit it as you see fit.",
-        markdown_table(("class", "joined sections"), merged) if merged else "It joins no sections.",
+        *_proposed("proposed", proposal["merge"], proposal),
+        *(_proposed("proposed-overlapping", "overlapping", more) if more else []),
+        *([USE.format(" or of ".join(usable))] if usable else []),
         "Sections are judged best when each was drawn equally often, as in a split by the taxonomy `raw-42`.",
         "An overlap of 1 means that labels between the two sections might as well be drawn by lot, 0 that they are never "
-        f"confused; listed from {proposal['thresholds']['overlap']} on.",
+        f"confused; listed from {proposal['thresholds']['overlap']} on, a limit {CHOSEN}",
         *(part for kind, heading, meaning in PAIR_KINDS for part in _pairs(proposal["pairs"], kind, heading, meaning)),
         *_formats(proposal),
     ]
+
+
+def _proposed(name: str, merge: str, proposal: Mapping[str, Any]) -> list[str]:
+    """What one proposed file holds."""
+    parents = f"with {proposal['parent_count']} parents" if proposal["parent_count"] else "without parents"
+    file = f"`{name}.yaml`, beside this page, has {proposal['class_count']} classes {parents}"
+    if not proposal["merged"]:
+        return [f"{file}. It joins no sections and mends nothing: it looked for {JOINS[merge]}, and found none."]
+    merged = [(entry["class"], ", ".join(entry["sections"])) for entry in proposal["merged"]]
+    look = " Look at the pairs below before you use it." if merge == "overlapping" else ""
+    return [f"{file}. It joins {JOINS[merge]}.{look}", markdown_table(("class", "joined sections"), merged)]
 
 
 def _pairs(pairs: Sequence[Mapping[str, Any]], kind: str, heading: str, meaning: str) -> list[str]:
@@ -170,7 +193,15 @@ def _pairs(pairs: Sequence[Mapping[str, Any]], kind: str, heading: str, meaning:
 def _formats(proposal: Mapping[str, Any]) -> list[str]:
     """The labels that name a form and not a topic."""
     rows = [
-        (" / ".join(entry["sections"]), entry["rows"], entry["f1"], percent(entry["spread"]), entry["format"])
+        (
+            " / ".join(entry["sections"]),
+            entry["rows"],
+            entry["f1"],
+            entry["f1_to_median"],
+            percent(entry["spread"]),
+            entry["format"],
+            "–" if entry["format"] else percent(entry["missed_by"]),
+        )
         for entry in proposal["formats"][:SHOWN_CLASSES]
     ]
     named = ", ".join(cell(name) for name in proposal["format_labels"]) or "none"
@@ -178,8 +209,11 @@ def _formats(proposal: Mapping[str, Any]) -> list[str]:
     return [
         "### Formats rather than topics",
         f"Flagged: {named}. Their texts are found badly (F1 at most {limits['format_f1']} times the median) and are confused "
-        f"with at least {percent(limits['format_spread'])} of all other sections (by entropy): a form takes any topic.",
-        markdown_table(("section, widest spread first", "texts", "F1", "spread", "flagged"), rows),
+        f"with at least {percent(limits['format_spread'])} of all other sections (by entropy): a form takes any topic. "
+        f"Sections with fewer than {AUDIBLE_ROWS} texts, or half the median, are not flagged. The limits were {CHOSEN}",
+        markdown_table(
+            ("section, nearest to the limits first", "texts", "F1", "F1, times median", "spread", "flagged", "missed by"), rows
+        ),
     ]
 
 
@@ -200,7 +234,7 @@ def _curve(results: Mapping[str, Any]) -> list[str]:
     ]
     taxonomies = [
         (
-            entry["taxonomy"],
+            entry["taxonomy"] + (" (chosen on such texts)" if entry["chosen_on_such_texts"] else ""),
             entry["classes"],
             percent(entry["accuracy"]),
             percent(entry["filed_share"]),
@@ -209,6 +243,16 @@ def _curve(results: Mapping[str, Any]) -> list[str]:
             _times(entry["filed_times_original"]),
         )
         for entry in results["taxonomies"]
+    ]
+    packaged = ", ".join(f"`{entry['taxonomy']}`" for entry in results["taxonomies"] if entry["chosen_on_such_texts"])
+    built = " and ".join(f"`{entry['taxonomy']}`" for entry in results["taxonomies"] if entry["taxonomy"] in PROPOSALS)
+    notes = [
+        *(
+            [f"{built}: built for this table from the first texts alone; the files use all texts and may differ."]
+            if built
+            else []
+        ),
+        *([f"{packaged}: chosen on such texts, so too good here: judge it by `classifier_eval_report`."] if packaged else []),
     ]
     return [
         title,
@@ -221,6 +265,7 @@ def _curve(results: Mapping[str, Any]) -> list[str]:
         markdown_table(
             ("taxonomy", "classes", "accuracy", "filed", "precision", "95 % interval", "filed, times original-29"), taxonomies
         ),
+        *notes,
         "Merging the most confused first:",
         markdown_table(("classes", "accuracy", "filed", "precision", "joined last"), points),
     ]
@@ -246,8 +291,25 @@ def _similarity(results: Mapping[str, Any]) -> list[str]:
 
 
 def similarity_plot(cosines: Sequence[Sequence[float]], classes: Sequence[str], path: Path) -> None:
-    """The similarity of every two classes."""
-    heatmap(cosines, classes, path, "cosine of the class means")
+    """The similarity of every two classes, coloured up to the highest between two; the diagonal, always 1, stays empty."""
+    between = [[math.nan if row == column else value for column, value in enumerate(line)] for row, line in enumerate(cosines)]
+    highest = max((value for line in between for value in line if value > 0), default=1.0)  # NaN is not above 0
+    shares = [[value / highest for value in line] for line in between]
+    heatmap(shares, classes, path, f"cosine of the class means, as a share of the highest ({highest:.2g})")
+
+
+def plot_labels(taxonomies: Sequence[Mapping[str, Any]]) -> dict[int, str]:
+    """One label for every number of classes; what equals a packaged taxonomy, by its figures, goes by that one's name alone."""
+    own = ("this split", *PROPOSALS)
+    by_figures: dict[tuple[Any, ...], list[str]] = {}
+    for entry in sorted(taxonomies, key=lambda entry: (entry["taxonomy"] in own, entry["taxonomy"])):
+        names = by_figures.setdefault((entry["classes"], entry["accuracy"], entry["filed_share"]), [])
+        if not names or entry["taxonomy"] not in own:
+            names.append(entry["taxonomy"])
+    labels: dict[int, list[str]] = {}
+    for (classes, *_), names in by_figures.items():
+        labels.setdefault(classes, []).extend(names)
+    return {classes: ", ".join(names).replace("$", r"\$") for classes, names in labels.items()}
 
 
 def curve_plot(points: Sequence[Mapping[str, Any]], taxonomies: Sequence[Mapping[str, Any]], target: float, path: Path) -> None:
@@ -261,11 +323,9 @@ def curve_plot(points: Sequence[Mapping[str, Any]], taxonomies: Sequence[Mapping
         axis.scatter(
             [entry["classes"] for entry in taxonomies], [entry[key] for entry in taxonomies], color=colour, marker="D", s=26
         )
-    names: dict[tuple[int, float], list[str]] = {}
-    for entry in taxonomies:
-        names.setdefault((entry["classes"], entry["accuracy"]), []).append(entry["taxonomy"].replace("$", r"\$"))
-    for place, together in names.items():
-        axis.annotate("\n".join(together), place, xytext=(0, 6), textcoords="offset points", fontsize=7, ha="center")
+    for classes, names in plot_labels(taxonomies).items():
+        axis.axvline(classes, color="#9ca3af", linewidth=0.6, linestyle=":", zorder=0)
+        axis.annotate(names, (classes, 1.0), xycoords=("data", "axes fraction"), xytext=(0, 3), **LABEL_STYLE)
     axis.set(xlabel="number of classes", ylabel="share of the texts", ylim=(0, 1.02))
     axis.invert_xaxis()
     axis.legend(frameon=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from newsjuice_pipelines.classification.judging.bootstrap import INTERVAL
 from newsjuice_pipelines.classification.judging.calibrate import precision_interval
 
 if TYPE_CHECKING:
@@ -65,6 +66,18 @@ def weighted_ece(confidence: np.ndarray, correct: np.ndarray, bins: int = ECE_BI
         return float(np.abs(np.bincount(numbers, weights=weights * gaps)).sum() / weights.sum())
 
     return error
+
+
+def ece_interval(error: float, drawn: np.ndarray) -> list[float]:
+    """The 95 % interval of a calibration error from what bootstrap draws measured; it holds the error itself.
+
+    Drawing rows opens gaps of its own, so that draws lie above the error just as the error lies above the truth. The upper end is
+    therefore moved down by that bias; the lower one is reflected, which takes the bias off the error as well.
+    """
+    import numpy as np
+
+    high = float(np.quantile(drawn, INTERVAL[1]))
+    return [max(0.0, min(error, 2 * error - high)), max(error, high - (float(drawn.mean()) - error))]
 
 
 def calibrated_ece(confidence: np.ndarray, seed: int, bins: int = ECE_BINS, draws: int = CALIBRATED_DRAWS) -> dict[str, float]:

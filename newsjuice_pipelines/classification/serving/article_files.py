@@ -7,20 +7,20 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from newsjuice_pipelines.classification.serving import records
 from newsjuice_pipelines.classification.serving.articles import article_text
+from newsjuice_pipelines.classification.serving.records import CsvRecords, Line, Record, read_line, wide_cells
 from newsjuice_pipelines.classification.serving.spreadsheet import spreadsheet_safe
 
-RESULT_COLUMNS = ("predicted_category", "confidence", "decision", "parent", "top_3", "reason")
+RESULT_COLUMNS = ("predicted_category", "confidence", "decision", "parent", "parent_confidence", "top_3", "reason")
 WHOLE_TEXT_COLUMNS = ("text",)
 TITLE_COLUMNS = ("headline", "title")
 BODY_COLUMNS = ("short_description", "content")
 DELIMITERS = (",", ";", "\t")
-MAX_RECORD_CHARACTERS = 16_000_000
 MAX_TEXT_CHARACTERS = 1_000_000
 FORMATS = {".csv": "csv", ".tsv": "csv", ".txt": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
@@ -78,7 +78,7 @@ def open_article_file(stream: io.BufferedIOBase, file_format: str, name: str) ->
         raise ArticleFileError(f"{name} is UTF-16; save it as UTF-8.")
     # Bytes that are no UTF-8 become lone surrogates, so that one broken row does not end the reading of the others.
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")  # type: ignore[type-var]
-    return CsvFile(text, name) if file_format == "csv" else JsonLinesFile(text, name)
+    return CsvFile(text, name) if file_format == "csv" else JsonLinesFile(text)
 
 
 def format_of(*names: str) -> str:
@@ -105,7 +105,7 @@ class CsvFile:
 
     def __init__(self, stream: TextIO, name: str) -> None:
         """Read the header; the delimiter is the comma, semicolon or tab that makes a text column of it."""
-        self._lines = _Lines(stream, name)
+        self._stream = stream
         self.delimiter, self.header = self._read_header(name)
         self._place = _places(self.header)
         taken = {column.strip().casefold() for column in self.header}
@@ -117,27 +117,29 @@ class CsvFile:
 
     def rows(self) -> Iterator[ArticleRow]:
         """Every record; where a quote is never closed, only the line that opens it is given up and the next are read again."""
-        reader = csv.reader(self._lines, delimiter=self.delimiter)
-        while True:
-            try:
-                with wide_cells():
-                    cells = next(reader, None)
-            except (csv.Error, _RecordTooLong):
-                yield self._given_up(self._lines.keep_first())
-                continue
-            if cells is None:
-                return
-            if len(cells) != len(self.header) and self._lines.count > 1:
-                yield self._given_up(self._lines.keep_first())
-                continue
-            self._lines.forget()
-            if cells:
-                yield self._row(cells)
+        for record in CsvRecords(self._stream, self.delimiter):
+            row = self._read(record)
+            if row is not None:
+                yield row
 
     def written(self, row: ArticleRow, results: Mapping[str, Any]) -> str:
         """The cells as they were, then the results."""
         texts = [_as_cell(results[column]) for column in RESULT_COLUMNS]
         return self._line([*row.held, *texts])
+
+    def _read(self, record: Record) -> ArticleRow | None:
+        """A record's row; None for a blank line."""
+        blank = ("",) * len(self.header)
+        if record.lines[0].is_cut:
+            return ArticleRow("", blank, LONG_TEXT, _too_long(record.lines[0]))
+        if record.readable:
+            try:
+                with wide_cells():
+                    cells = next(csv.reader([line.text for line in record.lines], delimiter=self.delimiter), [])
+                return self._row(cells) if cells else None
+            except csv.Error:
+                pass
+        return ArticleRow("", blank, UNREADABLE, f"cannot be read as CSV: {_valid_utf8(record.text).rstrip()}")
 
     def _row(self, cells: list[str]) -> ArticleRow:
         width = len(self.header)
@@ -150,16 +152,13 @@ class CsvFile:
             return ArticleRow("", held, WRONG_CELLS, f"{len(cells)} cells instead of {width}{surplus}")
         return _checked(held, {name: cells[place] for name, place in self._place.items()})
 
-    def _given_up(self, line: str) -> ArticleRow:
-        reason = f"cannot be read as CSV: {_valid_utf8(line).rstrip()}"
-        return ArticleRow("", ("",) * len(self.header), UNREADABLE, reason)
-
     def _read_header(self, name: str) -> tuple[str, list[str]]:
-        line = next(self._lines, "")
-        self._lines.forget()
+        first = read_line(self._stream)
+        line = first.text if first else ""
         if not line.strip():
             raise ArticleFileError(f"{name} is empty, or does not begin with a header.")
-        headers = {delimiter: next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter)) for delimiter in DELIMITERS}
+        with wide_cells():
+            headers = {delimiter: next(csv.reader([line.rstrip("\r\n")], delimiter=delimiter)) for delimiter in DELIMITERS}
         for delimiter, header in headers.items():
             if _has_text(_places(header)):
                 return delimiter, [_valid_utf8(column) for column in header]
@@ -175,9 +174,9 @@ class CsvFile:
 class JsonLinesFile:
     """JSON lines, one object an article. The object is kept letter by letter, and the results are put behind its last field."""
 
-    def __init__(self, stream: TextIO, name: str) -> None:
+    def __init__(self, stream: TextIO) -> None:
         """Nothing is read yet."""
-        self._lines = _Lines(stream, name)
+        self._stream = stream
 
     def opening(self) -> str:
         """JSON lines have no header."""
@@ -185,10 +184,11 @@ class JsonLinesFile:
 
     def rows(self) -> Iterator[ArticleRow]:
         """Every line that is not blank."""
-        for line in self._lines:
-            self._lines.forget()
-            if line.strip():
-                yield _json_row(line.strip())
+        while (line := read_line(self._stream)) is not None:
+            if line.is_cut:
+                yield ArticleRow("", ("{}",), LONG_TEXT, _too_long(line))
+            elif line.text.strip():
+                yield _json_row(line.text.strip())
 
     def written(self, row: ArticleRow, results: Mapping[str, Any]) -> str:
         """The object with its results, empty ones as null; a line that is no object becomes the field `line` of one."""
@@ -258,65 +258,15 @@ def _valid_utf8(text: str) -> str:
     return text
 
 
+def _too_long(line: Line) -> str:
+    """Why a line is not read, with what is held of it."""
+    limit = f"at most {records.MAX_RECORD_CHARACTERS:,} are read"
+    return f"line of {line.length:,} characters; {limit}; it begins: {_valid_utf8(line.text)}"
+
+
 def _peek(stream: Any) -> bytes:
     """The first bytes of a stream, without taking them."""
     return bytes(stream.peek(2)[:2]) if hasattr(stream, "peek") else b""
-
-
-class _RecordTooLong(Exception):
-    """A record of many lines has grown past the limit."""
-
-
-class _Lines:
-    """The lines of a stream, which remembers those of the current record and can give all but the first of them back."""
-
-    def __init__(self, stream: TextIO, name: str) -> None:
-        self._stream, self._name = stream, name
-        self._record: list[str] = []
-        self._size = 0
-        self._returned: list[str] = []
-        self._number = 0
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        if self._size > MAX_RECORD_CHARACTERS:
-            raise _RecordTooLong
-        line = self._returned.pop() if self._returned else self._stream.readline(MAX_RECORD_CHARACTERS + 1)
-        if not line:
-            raise StopIteration
-        if len(line) > MAX_RECORD_CHARACTERS:
-            raise ArticleFileError(f"{self._name}: a line has over {MAX_RECORD_CHARACTERS:,} characters. Divide it.")
-        self._record.append(line)
-        self._size += len(line)
-        return line
-
-    @property
-    def count(self) -> int:
-        """Lines of the current record."""
-        return len(self._record)
-
-    def forget(self) -> None:
-        """The record is done with."""
-        self._record, self._size = [], 0
-
-    def keep_first(self) -> str:
-        """The first line of the record; the others will be read again."""
-        first, *others = self._record
-        self._returned += reversed(others)
-        self.forget()
-        return first
-
-
-@contextmanager
-def wide_cells() -> Iterator[None]:
-    """Let the csv module take cells as long as a record may be; its limit is one for the whole process."""
-    limit = csv.field_size_limit(MAX_RECORD_CHARACTERS + 1)
-    try:
-        yield
-    finally:
-        csv.field_size_limit(limit)
 
 
 def empty_counts() -> Counter[str]:

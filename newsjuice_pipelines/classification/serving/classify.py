@@ -13,9 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from newsjuice_pipelines.classification.judging.answers import DECISIONS, Answer, answers
+from newsjuice_pipelines.classification.judging.answers import DECISIONS, FILED, PARENT, Answer, answers
 from newsjuice_pipelines.classification.judging.calibrate import Calibration, read_calibration, softmax
 from newsjuice_pipelines.classification.serving.article_files import (
+    RESULT_COLUMNS,
     ArticleFile,
     ArticleFileError,
     ArticleRow,
@@ -23,11 +24,12 @@ from newsjuice_pipelines.classification.serving.article_files import (
     format_of,
     open_article_file,
 )
-from newsjuice_pipelines.classification.serving.onnx_classifier import OnnxClassifier
+from newsjuice_pipelines.classification.serving.onnx_classifier import EXPORT, OnnxClassifier
 from newsjuice_pipelines.classification.serving.predict import Classifier, load_classifier, load_for_serving
 from newsjuice_pipelines.classification.serving.served_calibration import read_served_calibration
-from newsjuice_pipelines.classification.training.checkpoint import check_classes
+from newsjuice_pipelines.classification.training.checkpoint import CheckpointError, check_classes
 from newsjuice_pipelines.runtime.progress import format_duration
+from newsjuice_pipelines.runtime.reports import read_json
 
 logger = logging.getLogger("newsjuice.classification")
 
@@ -71,15 +73,35 @@ def load_service(checkpoint: Path, evaluation: Path, exported: Path | None = Non
         exported: folder of its exported form, if there is one.
 
     Raises:
-        CheckpointError: no classifier, an export of another checkpoint, or an evaluation of other classes.
+        CheckpointError: no classifier, an export of another checkpoint or of another promise, an evaluation of other classes.
         ValueError: the evaluation's folder holds none.
     """
     classifier = load_for_serving(checkpoint, exported)
     if exported is not None and isinstance(classifier, OnnxClassifier):
+        _check_promises(exported, evaluation)
         return classifier, read_served_calibration(exported)
     calibration = read_calibration(evaluation)
     check_classes(classifier.classes, calibration.classes, "the evaluation report")
     return classifier, calibration
+
+
+def _check_promises(exported: Path, evaluation: Path) -> None:
+    """Refuse an export whose thresholds promise something else than what was judged.
+
+    Raises:
+        CheckpointError: says what differs and what to do.
+        ValueError: the evaluation's folder holds none.
+    """
+    path = evaluation / "results.json"
+    if not path.is_file():
+        raise ValueError(f"{evaluation} has no results.json: materialise the asset 'classifier_eval_report' first.")
+    judged, served = (read_json(file).get("config", {}) for file in (path, exported / EXPORT))
+    for name in ("target_precision", "certainty"):
+        if judged.get(name) != served.get(name):
+            raise CheckpointError(
+                f"The export promises a {name} of {served.get(name)}, but the evaluation judged {judged.get(name)}: "
+                f"export the classifier again with the evaluation's {name}, or evaluate it with the export's."
+            )
 
 
 def classify_headlines(headlines: Sequence[str], checkpoint: Path, evaluation: Path, exported: Path | None = None) -> list[str]:
@@ -104,8 +126,9 @@ def classify_file(
 
     Reads CSV with a header (comma, semicolon or tab) or JSON lines, by suffix. The text is the column `text`, or `headline` or
     `title` with `short_description` or the first 60 words of `content`. All columns are kept, with `predicted_category`,
-    `confidence`, `decision`, `parent`, `top_3` and `reason` behind them; a cell of a CSV file that a spreadsheet would run as a
-    formula gets an apostrophe in front. Rows that cannot be classified are kept with empty answers and the reason.
+    `confidence`, `decision`, `parent`, `parent_confidence`, `top_3` and `reason` behind them; `parent` and its confidence are
+    given only for articles that are filed under their class or their parent. A cell of a CSV file that a spreadsheet would run
+    as a formula gets an apostrophe in front. Rows that cannot be classified are kept with empty answers and the reason.
 
     Args:
         source: a file, or `-` for standard input.
@@ -169,15 +192,24 @@ def _answered(
 def result_columns(answer: Answer | None, reason: str = "") -> dict[str, Any]:
     """The columns that an answer adds to a row; blank without one."""
     if answer is None:
-        return {"predicted_category": "", "confidence": "", "decision": "", "parent": "", "top_3": "", "reason": reason}
+        return {**dict.fromkeys(RESULT_COLUMNS, ""), "reason": reason}
+    parent, parent_confidence = said_parent(answer)
     return {
         "predicted_category": answer.label,
         "confidence": round(float(answer.confidence), 4),
         "decision": answer.decision,
-        "parent": answer.parent,
+        "parent": parent,
+        "parent_confidence": parent_confidence,
         "top_3": list(answer.top3),
         "reason": reason,
     }
+
+
+def said_parent(answer: Answer) -> tuple[str, float | str]:
+    """The parent with its confidence where the answer stands for it, filed or under the parent; else blanks."""
+    if answer.decision not in (FILED, PARENT):
+        return "", ""
+    return answer.parent, round(float(answer.parent_confidence), 4)
 
 
 def _chunks(rows: Iterable[ArticleRow]) -> Iterator[list[ArticleRow]]:

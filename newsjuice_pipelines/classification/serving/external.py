@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from newsjuice_pipelines.classification.judging.answers import ABSTAINED, DECISIONS, FILED, PARENT, STAGES, Answer
 from newsjuice_pipelines.classification.judging.calibrate import Calibration, precision_interval
-from newsjuice_pipelines.classification.serving.article_files import wide_cells
 from newsjuice_pipelines.classification.serving.articles import article_text
-from newsjuice_pipelines.classification.serving.classify import classify_texts
+from newsjuice_pipelines.classification.serving.classify import classify_texts, said_parent
 from newsjuice_pipelines.classification.serving.crosswalk import Crosswalk, Vocabulary, check_crosswalk
 from newsjuice_pipelines.classification.serving.external_page import external_page
 from newsjuice_pipelines.classification.serving.predict import load_classifier
+from newsjuice_pipelines.classification.serving.records import wide_cells
 from newsjuice_pipelines.classification.serving.spreadsheet import spreadsheet_safe
 from newsjuice_pipelines.classification.training.checkpoint import check_classes, read_description
 from newsjuice_pipelines.runtime.reports import write_json
@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 COMPARISON = "predictions_comparison.csv"
 COLUMNS = ("id", "title", "content", "summary")
 WRITTEN_COLUMNS = (
-    "id", "title", "summary_category", "predicted_category", "confidence", "match", "decision", "parent", "top_3",
+    "id", "title", "summary_category", "predicted_category", "confidence", "match", "decision", "parent", "parent_confidence",
+    "top_3",
 )  # fmt: skip
 READINGS = ("labelled", "missing", "broken", "without_category")
 MAPPED_LABELS_LIMIT = 0.95
@@ -72,7 +73,7 @@ def category_of(summary: Any) -> tuple[str | None, str]:
     category = summary.get("category")
     if not isinstance(category, str) or not category.strip():
         return None, "without_category"
-    return " ".join(category.split()), "labelled"
+    return " ".join(_whole(category).split()), "labelled"
 
 
 def predict_external(
@@ -110,20 +111,21 @@ def predict_external(
     check_classes(description.classes, calibration.classes, "the evaluation report")
     vocabulary = Vocabulary(calibration.classes, calibration.parents, sections or {})
     check_crosswalk(crosswalk, vocabulary)
+    ids = [_whole(str(article)) for article in rows["id"]]
     titles, contents = _texts(rows["title"]), _texts(rows["content"])
     texts = [article_text(title, content) for title, content in zip(titles, contents, strict=True)]
     found = classify_texts(texts, load_classifier(checkpoint), calibration)
 
     comparison = _Comparison(crosswalk, vocabulary, compare_raw_strings)
     written = [
-        comparison.compare(str(article), title, summary, answer)
-        for article, title, summary, answer in zip(rows["id"], titles, rows["summary"], found, strict=True)
+        comparison.compare(article, title, summary, answer)
+        for article, title, summary, answer in zip(ids, titles, rows["summary"], found, strict=True)
     ]
     (out / COMPARISON).write_text(_csv_text(written), encoding="utf-8", newline="")
     results = {
         "model": description.model,
         "rows": len(rows),
-        "repeated_ids": int(rows["id"].astype(str).duplicated().sum()),
+        "repeated_ids": len(ids) - len(set(ids)),
         "threshold": calibration.threshold,
         "parent_threshold": calibration.parent_threshold,
         "top3_threshold": calibration.top3_threshold,
@@ -156,8 +158,13 @@ def judge_crosswalk(results: Mapping[str, Any]) -> tuple[bool, str]:
     share = mapped / labelled
     sentence = f"{mapped:,} of {labelled:,} labels ({share:.1%}) have a counterpart; at least {MAPPED_LABELS_LIMIT:.0%} is asked."
     if unknown := list(results["unmapped_labels"]):
-        sentence += f" Add to the crosswalk: {', '.join(' '.join(label.split())[:40] for label in unknown[:10])}."
+        sentence += f" Add to the crosswalk: {', '.join(_shown(label) for label in unknown[:10])}."
     return share >= MAPPED_LABELS_LIMIT, sentence
+
+
+def _shown(label: str) -> str:
+    """A foreign label for a sentence: the first 40 characters, without any that a terminal would obey."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in label).split())[:40]
 
 
 class _Comparison:
@@ -181,7 +188,7 @@ class _Comparison:
         if answer is None:
             self._counts["empty_text"] += 1
             self._counts[ABSTAINED] += 1
-            return [article, title, label or "", "", "", "", ABSTAINED, "", ""]
+            return [article, title, label or "", "", "", "", ABSTAINED, "", "", ""]
         self._counts[answer.decision] += 1
         match = ""
         if acceptable:
@@ -190,7 +197,8 @@ class _Comparison:
             if answer.decision in STAGES:
                 self._right[answer.decision].append(self._is_right(answer, acceptable))
         cells = [article, title, label or "", answer.label, f"{answer.confidence:.4f}", match]
-        return [*cells, answer.decision, answer.parent, " | ".join(answer.top3)]
+        parent, parent_confidence = said_parent(answer)
+        return [*cells, answer.decision, parent, str(parent_confidence), " | ".join(answer.top3)]
 
     def results(self) -> dict[str, Any]:
         """Everything that was counted."""
@@ -248,7 +256,12 @@ def _most_frequent(labels: Counter[str]) -> dict[str, int]:
 
 def _texts(column: Iterable[Any]) -> list[str]:
     """Cells as text; a cell of another type (such as a database null) is empty."""
-    return [value if isinstance(value, str) else "" for value in column]
+    return [_whole(value) if isinstance(value, str) else "" for value in column]
+
+
+def _whole(text: str) -> str:
+    """The text with a question mark for every half of a character, which JSON can hold and no file in UTF-8 can."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _require_columns(columns: list[str], where: str) -> None:

@@ -84,9 +84,11 @@ def write_model_card(directory: Path, facts: Mapping[str, Any], licence: str, de
     front += [f"license: {licence.lower()}"] if base else []
     front += ["---"]
     shown = (
-        *("model", "recipe", "base", "revision", "parameters", "train_rows", "validation_rows", "best_validation_loss"),
-        *("selected_on", "precision", "device", "seed"),
+        *("model", "recipe", "base", "revision", "parameters", "train_rows", "selected_on", "selection_rows"),
+        *("best_selection_loss", "precision", "device", "seed"),
     )
+    known = [name for name in shown if facts.get(name) is not None]
+    named = {"selection_rows": f"{facts['selected_on']} rows", "best_selection_loss": f"best {facts['selected_on']} loss"}
     body = [
         f"# News topics: {facts['model']}",
         "",
@@ -96,9 +98,7 @@ def write_model_card(directory: Path, facts: Mapping[str, Any], licence: str, de
         "and the threshold of its evaluation report.",
         "",
         *(_WARNING if facts["selected_on"] == "test" else ()),
-        markdown_table(
-            ("training", "value"), [(name.replace("_", " "), facts[name]) for name in shown if facts.get(name) is not None]
-        ),
+        markdown_table(("training", "value"), [(named.get(name, name.replace("_", " ")), facts[name]) for name in known]),
         "",
         "Classes: " + ", ".join(facts["classes"]) + ".",
         "",

@@ -62,8 +62,15 @@ def load_base(
     if tokenizer.pad_token_id is None:
         raise ModelUnavailable(f"{entry.name} ({location}) has no padding token: give an encoder such as BERT or RoBERTa.")
     _reset_loaded_head(network, set(loading["missing_keys"]))
-    limits = (recipe.max_length, tokenizer.model_max_length, getattr(network.config, "max_position_embeddings", None))
+    limits = (recipe.max_length, tokenizer.model_max_length, _positions(network))
     return network, tokenizer, getattr(network.config, "_commit_hash", None) or revision, min(filter(None, limits))
+
+
+def _positions(network: Any) -> int | None:
+    """How many tokens have a position; None where positions are no table. Models of RoBERTa's kind count from behind padding."""
+    positions: int | None = getattr(network.config, "max_position_embeddings", None)
+    padding = getattr(getattr(getattr(network.base_model, "embeddings", None), "position_embeddings", None), "padding_idx", None)
+    return positions if positions is None or padding is None else positions - padding - 1
 
 
 def _reset_loaded_head(network: Any, fresh: set[str]) -> None:

@@ -169,7 +169,7 @@ def _train_encoder(
     )
     described.write(out)
     return {
-        "validation_rows": len(selection),
+        "selection_rows": len(selection),
         "base": entry.base,
         "revision": revision,
         "library": "transformers",
@@ -186,7 +186,7 @@ def _train_encoder(
 
 
 def _course_facts(course: Course, rows: int) -> dict[str, Any]:
-    """What a training came to; the speed is that of the training steps, without validation."""
+    """What a training came to; the speed is that of the training steps alone."""
     best = next(item for item in course.history if item["step"] == course.best_step)
     return {
         "steps": course.step,
@@ -195,9 +195,9 @@ def _course_facts(course: Course, rows: int) -> dict[str, Any]:
         "best_step": course.best_step,
         "train_examples_per_s": round(course.texts / course.seconds, 2) if course.seconds else None,
         "train_loss": round(course.loss_sum / course.step, 5),
-        "best_validation_loss": best["loss"],
-        "best_validation_accuracy": best["accuracy"],
-        "validation_history": course.history,
+        "best_selection_loss": best["loss"],
+        "best_selection_accuracy": best["accuracy"],
+        "selection_history": course.history,
     }
 
 

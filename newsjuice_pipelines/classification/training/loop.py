@@ -133,7 +133,7 @@ class EncoderTrainer:
             Where training ended, and the step it went on from (0: from the start).
 
         Raises:
-            TrainingFailed: the loss is no number any more, or the GPU's memory is too small.
+            TrainingFailed: the loss is no number any more, in training or on `selection`, or the GPU's memory is too small.
         """
         import torch
 
@@ -161,12 +161,12 @@ class EncoderTrainer:
         scratch: Path,
         run: TrackedRun | None,
     ) -> None:
-        """The epochs from where `course` stands to the last step, or until the validation score gets no better."""
+        """The epochs from where `course` stands to the last step, or until the score on `selection` gets no better."""
         recipe = self.recipe
         epoch_steps = math.ceil(len(train) / recipe.batch_size)
         steps = recipe.max_steps or math.ceil(recipe.epochs * epoch_steps)
         progress = Progress(f"training {name}", round(steps / epoch_steps * len(train)), "texts", done=course.texts)
-        report = _Report(name, course, progress, run, epoch_steps)
+        report = _Report(name, course, progress, run, epoch_steps, recipe.selected_on)
         self.network.train()
         saved = time.monotonic()
         while course.step < steps and not course.stopped_early:
@@ -185,14 +185,19 @@ class EncoderTrainer:
                     report.settle()
                     save_state(scratch, course.step, self.network, self.optimizer, self.scaler, asdict(course))
                     saved = time.monotonic()
-            self._judge(course, self.evaluate(selection), epoch_steps, scratch)
+            self._judge(name, course, self.evaluate(selection), epoch_steps, scratch)
             report.evaluated()
             save_state(scratch, course.step, self.network, self.optimizer, self.scaler, asdict(course))
             saved = time.monotonic()
 
-    def _judge(self, course: Course, scores: dict[str, float], epoch_steps: int, scratch: Path) -> None:
+    def _judge(self, name: str, course: Course, scores: dict[str, float], epoch_steps: int, scratch: Path) -> None:
         """Note the scores of an epoch, keep its weights when they are the best, and stop when patience has run out."""
-        rounded = {name: round(value, 5) for name, value in scores.items()}
+        if not math.isfinite(scores["loss"]):  # nothing is better than a score that is no number, so it would stay the best
+            raise TrainingFailed(
+                f"{name}: the loss on the {self.recipe.selected_on} part is {scores['loss']} at step {course.step}: lower "
+                "learning_rate, or set precision to float32."
+            )
+        rounded = {measure: round(value, 5) for measure, value in scores.items()}
         course.history.append({"step": course.step, "epoch": round(course.step / epoch_steps, 3), **rounded})
         score = -scores["loss"] if self.recipe.selection_metric == "loss" else scores["accuracy"]
         if course.best_score is None or score > course.best_score:
@@ -206,8 +211,11 @@ class EncoderTrainer:
 class _Report:
     """Progress lines, tracked numbers, and the watch over the loss. Losses stay on the device between two readings."""
 
-    def __init__(self, name: str, course: Course, progress: Progress, run: TrackedRun | None, epoch_steps: int) -> None:
+    def __init__(
+        self, name: str, course: Course, progress: Progress, run: TrackedRun | None, epoch_steps: int, part: str
+    ) -> None:
         self._name, self._course, self._progress, self._run, self._epoch_steps = name, course, progress, run, epoch_steps
+        self._part = part
         self._losses: list[Any] = []
         self._unsaid = 0
 
@@ -246,14 +254,19 @@ class _Report:
         return float(sum(losses) / len(losses))
 
     def evaluated(self) -> None:
-        """Log and track the newest validation scores."""
+        """Log and track the newest scores of the part that selects, under its name and as `eval_*`."""
         scores = self._course.history[-1]
         logger.info(
-            "%s: epoch %.2f, validation loss %.4f, accuracy %.4f", self._name, scores["epoch"], scores["loss"], scores["accuracy"]
+            "%s: epoch %.2f, %s loss %.4f, accuracy %.4f",
+            self._name,
+            scores["epoch"],
+            self._part,
+            scores["loss"],
+            scores["accuracy"],
         )
         if self._run is not None:
-            tracked = {"eval_loss": scores["loss"], "eval_accuracy": scores["accuracy"], "epoch": scores["epoch"]}
-            self._run.log({**tracked, "step": self._course.step})
+            tracked = {f"{who}_{name}": scores[name] for who in ("eval", self._part) for name in ("loss", "accuracy")}
+            self._run.log({**tracked, "epoch": scores["epoch"], "step": self._course.step})
 
 
 def schedule(step: int, steps: int, warmup_fraction: float) -> float:

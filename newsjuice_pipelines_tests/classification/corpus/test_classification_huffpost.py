@@ -17,9 +17,12 @@ from newsjuice_pipelines.classification.corpus.huffpost import (
     HuffPostTable,
     join_text,
     load_huffpost,
+    read_huffpost,
+    row_id_of,
     write_huffpost,
 )
 from newsjuice_pipelines.classification.corpus.schemas import rows_schema, schema_problems
+from newsjuice_pipelines.classification.corpus.split import PART_COLUMNS, SplitConfig, balanced_split
 from newsjuice_pipelines.classification.corpus.taxonomy import load_taxonomy
 
 GOOD = {
@@ -72,6 +75,7 @@ def test_links_authors_and_dates_are_kept_apart_from_the_text(tmp_path: Path) ->
         ({"headline": 7, "category": "A"}, "non_string_headline"),
         ({"headline": "A list", "category": ["A"]}, "non_string_category"),
         ({"headline": " ", "category": "A", "short_description": ""}, "empty_text"),
+        ({"headline": "\u200b \ufeff", "category": "A", "short_description": "\u2060"}, "empty_text"),
         ({"headline": "Nameless section", "category": " "}, "empty_category"),
         (GOOD, "duplicate_text"),
         ({**GOOD, "category": " weather "}, "duplicate_text"),
@@ -146,6 +150,41 @@ def test_other_spellings_of_a_section_are_one_section_under_the_most_frequent_on
     assert table.counts["respelled_category"] == 4
 
 
+def test_a_text_has_the_section_it_came_with_most_often_whatever_the_order_of_the_lines(tmp_path: Path) -> None:
+    seen = [("a", "TRAVEL"), ("a", "GREEN"), ("a", "travel"), ("b", "TASTE"), ("b", "MEDIA"), ("c", "GREEN"), ("c", "GREEN")]
+    lines = [
+        {**GOOD, "headline": name, "category": section, "date": f"2014-01-{20 - number}"}
+        for number, (name, section) in enumerate(seen)
+    ]
+    found = [load_lines(tmp_path, *order) for order in (lines, lines[::-1])]
+    by_headline, again = (table.rows.sort_values("row_id", ignore_index=True) for table in found)
+    pd.testing.assert_frame_equal(by_headline, again)
+    assert found[0].counts == found[1].counts
+    rows = by_headline.set_index("headline")
+    assert dict(rows["category"]) == {"a": "TRAVEL", "b": "MEDIA", "c": "GREEN"}
+    assert dict(rows["date"]) == {"a": "2014-01-18", "b": "2014-01-16", "c": "2014-01-14"}
+    counts = {name: json.loads(found or "null") for name, found in rows["section_counts"].items()}
+    assert counts == {"a": {"GREEN": 1, "TRAVEL": 2}, "b": {"MEDIA": 1, "TASTE": 1}, "c": None}
+    dropped = {reason: found[0].counts[f"dropped_{reason}"] for reason in ("duplicate_text", "duplicate_text_other_category")}
+    assert dropped == {"duplicate_text": 2, "duplicate_text_other_category": 2}
+
+
+def test_a_text_of_two_sections_bounds_the_accuracy_that_a_split_promises(tmp_path: Path) -> None:
+    lines = [
+        {"headline": f"{row_id_of(str(number))} {row_id_of(str(-number))}", "category": section}
+        for section in ("PARENTS", "PARENTING")
+        for number in range(1, 401)
+    ]
+    others = [{"headline": row_id_of(f"other {number}") * 2, "category": "PARENTS"} for number in range(400)]
+    write_huffpost(load_lines(tmp_path, *lines, *others), tmp_path)
+    split = balanced_split(read_huffpost(tmp_path), load_taxonomy("raw-42"), SplitConfig(grouping="exact"))
+    found = split.facts["clusters"]
+    assert (found["disagreeing_clusters"], found["rows_in_disagreeing_clusters"]) == (400, 800)
+    assert found["best_possible_accuracy"] == pytest.approx(800 / 1200, abs=1e-6)
+    assert found["disagreeing_examples"][0]["labels"] == {"PARENTING": 1, "PARENTS": 1}
+    assert {tuple(frame.columns) for frame in split.parts.values()} == {PART_COLUMNS}
+
+
 def test_all_sections_in_lower_case_find_their_classes(tmp_path: Path, demo_table: HuffPostTable) -> None:
     lower = demo_table.rows.assign(category=demo_table.rows["category"].str.lower()).to_dict("records")
     table = load_lines(tmp_path, *lower)
@@ -177,6 +216,12 @@ def test_a_file_without_a_needed_column_is_refused_by_its_name(tmp_path: Path, c
     row = {name: value for name, value in GOOD.items() if name != column}
     with pytest.raises(HuffPostError, match=f"no row has the column '{column}'"):
         load_lines(tmp_path, row, row)
+
+
+@pytest.mark.parametrize("name", ["", "nowhere.json"])
+def test_a_folder_and_a_missing_file_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    with pytest.raises(HuffPostError, match=rf"{tmp_path / name} cannot be read \("):
+        load_huffpost(tmp_path / name)
 
 
 def test_an_empty_file_is_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_second_version_is_the_default(linear: Any) -> None:
 
 
 def test_the_thresholds_that_were_used_before_are_kept_as_they_were() -> None:
-    limits = {criterion.name: criterion.at_least or criterion.at_most for criterion in load_thresholds("v1").criteria}
+    limits = {criterion.name: criterion.limit for criterion in load_thresholds("v1").criteria}
     assert list(limits.values()) == [0.6878, 0.6871, 0.525, 0.05, 0.3, 0.9, 38]
 
 
@@ -80,6 +80,8 @@ def test_a_value_above_the_threshold_fails_when_its_interval_reaches_below(linea
         ("calibration.ece.after", 0.031, "calibration error"),
         ("cascade.filed.precision", {"value": 0.89, "interval": [0.87, 0.91]}, "precision of what is filed, on the test part"),
         ("test_readings", 2, "test part read once"),
+        ("certified.certainty", 0.5, "certainty of the certificate"),
+        ("certified.target_precision", 0.85, "precision that the certificate promises"),
         ("test_rows", 300, "enough test texts"),
         ("texts_per_s", 20.0, "texts a second"),
     ],
@@ -108,7 +110,7 @@ def test_what_was_not_measured_does_not_pass_and_says_how_to_measure_it(linear: 
 
 def test_comparisons_with_models_that_were_not_evaluated_stay_open(linear: Any) -> None:
     decision = verdict(strong_results(linear), {"best": "minilm", "pairs": []})
-    assert (decision["decision"], decision["not_measured"]) == ("adopt", 3)
+    assert (decision["decision"], decision["not_measured"]) == ("adopt", 4)
 
 
 def test_a_lead_over_the_linear_model_within_chance_fails(linear: Any) -> None:
@@ -117,9 +119,23 @@ def test_a_lead_over_the_linear_model_within_chance_fails(linear: Any) -> None:
     assert failed(decision) == ["accuracy over the linear model, beyond chance"]
 
 
+def test_a_lead_over_the_original_recipe_within_chance_fails(linear: Any) -> None:
+    lucky = {**OVER_ORIGINAL, "difference": -0.06, "interval": [-0.13, 0.01]}
+    decision = verdict(strong_results(linear), {"best": "minilm", "pairs": [OVER_LINEAR, lucky]})
+    assert failed(decision) == ["accuracy over the original recipe, beyond chance"]
+
+
+def test_an_interval_that_begins_at_zero_does_not_exclude_it(linear: Any) -> None:
+    touching = {**OVER_LINEAR, "interval": [0.0, 0.16]}
+    decision = verdict(strong_results(linear), {"best": "minilm", "pairs": [touching, OVER_ORIGINAL]})
+    assert failed(decision) == ["accuracy over the linear model, beyond chance"]
+    (change,) = [item["change"] for item in decision["criteria"] if item["change"]]
+    assert change == "the lower end of the interval, 0, must become above 0 (more than that)"
+
+
 def test_a_pair_is_read_in_either_direction(linear: Any) -> None:
-    (found,) = [item for item in verdict(strong_results(linear))["criteria"] if item["metric"] == "over_original"]
-    assert (found["value"], found["interval"]) == (0.09, [0.07, 0.11])
+    found = [item for item in verdict(strong_results(linear))["criteria"] if item["metric"] == "over_original"]
+    assert [(item["value"], item["interval"]) for item in found] == [(0.09, [0.07, 0.11])] * 2
 
 
 def test_without_a_model_that_the_test_part_did_not_select_nothing_is_adopted(linear: Any, tmp_path: Path) -> None:
@@ -139,6 +155,8 @@ def test_the_decision_page_is_a_whole_table(linear: Any, tmp_path: Path) -> None
     [
         ("{name: a, metric: texts_per_s, judge: value}", "needs one number"),
         ("{name: a, metric: texts_per_s, at_least: 1, at_most: 2, judge: value}", "needs one number"),
+        ("{name: a, metric: texts_per_s, at_least: 1, above: 0, judge: value}", "needs one number"),
+        ("{name: a, metric: texts_per_s, above: zero, judge: value}", "needs one number"),
         ("{name: a, metric: texts_per_s, at_least: 1, judge: luck}", "judged by"),
         ("{name: a, metric: texts_per_s, atleast: 1, judge: value}", "needs name, metric"),
         ("{name: a, metric: texts_per_s, at_least: 1, judge: value, required: maybe}", "required"),

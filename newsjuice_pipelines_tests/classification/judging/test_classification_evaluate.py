@@ -15,9 +15,12 @@ import pytest
 
 from newsjuice_pipelines.classification.corpus.split import SplitConfig, balanced_split, read_part, write_split
 from newsjuice_pipelines.classification.corpus.taxonomy import load_taxonomy
+from newsjuice_pipelines.classification.judging import evaluate
 from newsjuice_pipelines.classification.judging.answers import answers
+from newsjuice_pipelines.classification.judging.bootstrap import group_draws
 from newsjuice_pipelines.classification.judging.calibrate import read_calibration, softmax
 from newsjuice_pipelines.classification.judging.evaluate import EvaluationConfig, TestPartReadError, evaluate_classifier
+from newsjuice_pipelines.classification.judging.reliability import ece_interval, expected_calibration_error, weighted_ece
 from newsjuice_pipelines.classification.judging.scores import (
     bootstrap_intervals,
     class_rows,
@@ -49,6 +52,13 @@ def guesses(rows: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]
     generator = np.random.default_rng(seed)
     labels = generator.integers(classes, size=rows)
     return labels, np.where(generator.uniform(size=rows) < 0.6, labels, generator.integers(classes, size=rows))
+
+
+def calibrated_guesses(rows: int, gap: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Confidences, and whether each guess is right, as often as its confidence less the gap says."""
+    generator = np.random.default_rng(seed)
+    confidence = generator.uniform(0.4, 1, size=rows)
+    return confidence, generator.uniform(size=rows) < confidence - gap
 
 
 @dataclass(frozen=True)
@@ -219,9 +229,42 @@ def test_a_sure_parent_is_right_more_often_than_an_unsure_class(newsroom: Newsro
     assert newsroom.results["parent_accuracy"] > newsroom.results["metrics"]["accuracy"]["value"] + 0.05
 
 
-def test_calibration_improves_the_likelihood_of_raw_margins(linear: Any, results: Any) -> None:
-    assert results["calibration"]["nll"]["after"] < results["calibration"]["nll"]["before"]
-    assert linear.scores["ece_after"] < linear.scores["ece_before"]
+def test_calibration_takes_back_confidence_that_is_too_high(
+    newsroom: Newsroom, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Bold:
+        def __init__(self, checkpoint: Path) -> None:
+            self._usual = load_classifier(checkpoint)
+
+        def predict_logits(self, texts: list[str]) -> np.ndarray:
+            return 4 * self._usual.predict_logits(texts)
+
+    monkeypatch.setattr(evaluate, "load_classifier", Bold)
+    evaluate_classifier(newsroom.checkpoint, newsroom.split, tmp_path)
+    found = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
+    assert found["temperature"] == pytest.approx(4 * newsroom.results["temperature"], rel=0.01)
+    assert found["calibration"]["nll"]["after"] < found["calibration"]["nll"]["before"]
+
+
+def test_the_interval_of_the_calibration_error_holds_the_error(newsroom: Newsroom) -> None:
+    for seed in range(5):
+        confidence, correct = calibrated_guesses(300, 0.0, seed)
+        drawn = np.array([weighted_ece(confidence, correct)(weights) for weights in group_draws(np.arange(300), seed, 200)])
+        error = expected_calibration_error(confidence, correct)
+        low, high = ece_interval(error, drawn)
+        assert 0 <= low < error < high
+    found = newsroom.results["calibration"]["ece"]
+    assert found["interval"][0] <= found["after"] <= found["interval"][1]
+
+
+def test_the_interval_of_the_calibration_error_holds_the_truth_about_as_often_as_it_says() -> None:
+    held, truth = 0, 0.1
+    for seed in range(60):
+        confidence, correct = calibrated_guesses(400, truth, seed)
+        drawn = np.array([weighted_ece(confidence, correct)(weights) for weights in group_draws(np.arange(400), seed, 200)])
+        low, high = ece_interval(expected_calibration_error(confidence, correct), drawn)
+        held += low <= truth <= high
+    assert held >= 51
 
 
 def test_the_accuracy_on_the_validation_part_is_written_down(linear: Any, topic_split: Path, results: Any) -> None:

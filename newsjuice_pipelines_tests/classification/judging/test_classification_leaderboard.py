@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,13 @@ import pandas as pd
 import pytest
 
 from newsjuice_pipelines.classification.judging.in_force import current_evaluations
-from newsjuice_pipelines.classification.judging.leaderboard import LeaderboardError, compare_pairs, holm, leaderboard, mcnemar
+from newsjuice_pipelines.classification.judging.leaderboard import (
+    LeaderboardError,
+    compare_pairs,
+    holm,
+    leaderboard,
+    sign_flip_test,
+)
 from newsjuice_pipelines.resources.artifacts import Artifacts
 
 
@@ -45,11 +52,41 @@ def weak(linear: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # -- paired tests -------------------------------------------------------------------------------------------------------
 
 
-def test_mcnemar_is_the_exact_binomial_test_of_the_discordant_rows() -> None:
+def test_of_single_texts_the_test_is_mcnemars_exact_one() -> None:
     first = np.array([True] * 9 + [False] * 1 + [True] * 50)
     second = np.array([False] * 9 + [True] * 1 + [True] * 50)
-    assert mcnemar(first, second) == {"only_first": 9, "only_second": 1, "p_value": pytest.approx(2 * 11 / 2**10)}
-    assert mcnemar(first, first)["p_value"] == 1.0
+    found = sign_flip_test(first, second, np.arange(60))
+    assert found == {"only_first": 9, "only_second": 1, "p_value": pytest.approx(2 * 11 / 2**10)}
+    assert sign_flip_test(first, first, np.arange(60))["p_value"] == 1.0
+
+
+def test_the_test_of_groups_counts_every_way_in_which_they_could_have_gone() -> None:
+    generator = np.random.default_rng(8)
+    groups = np.repeat(np.arange(10), generator.integers(1, 6, size=10))
+    first, second = (generator.uniform(size=len(groups)) < share for share in (0.8, 0.5))
+    leads = np.bincount(groups, weights=first.astype(float) - second)
+    flipped = np.array(list(product((-1, 1), repeat=10))) @ leads
+    expected = (np.abs(flipped) >= abs(leads.sum())).mean()
+    assert 0 < expected < 1
+    assert sign_flip_test(first, second, groups)["p_value"] == pytest.approx(expected)
+
+
+def test_near_duplicates_do_not_make_equal_models_differ() -> None:
+    generator, called = np.random.default_rng(9), 0
+    for _ in range(400):
+        groups = np.repeat(np.arange(150), generator.integers(1, 6, size=150))
+        first, second = ((generator.uniform(size=150) < 0.6)[groups] for _ in range(2))
+        called += sign_flip_test(first, second, groups)["p_value"] < 0.05
+    assert called / 400 <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_the_p_value_agrees_with_the_interval() -> None:
+    leads = np.array([1] * 36 + [-1] * 27 + [0] * 57)  # of 120 groups of ten rows, all alike
+    groups = np.repeat(np.arange(120), 10)
+    (found,) = compare_pairs({"a": (leads == 1)[groups], "b": (leads == -1)[groups]}, groups, seed=1)
+    assert found["difference"] == pytest.approx(0.075)
+    assert found["interval"][0] < 0 < found["interval"][1]
+    assert found["p_corrected"] > 0.05
 
 
 def test_holm_corrects_step_down_and_keeps_the_order() -> None:
@@ -112,6 +149,7 @@ def test_noise_is_called_a_winner_no_more_often_than_stated() -> None:
 
 def test_models_are_ranked_and_compared_with_the_best(linear: Any, weak: Path, tmp_path: Path) -> None:
     board = leaderboard({"weak": weak, "linear": linear.evaluation}, tmp_path)
+    assert "exact sign-flip test over the same groups" in (tmp_path / "report.md").read_text(encoding="utf-8")
     first, second = board["ranking"]
     assert (board["best"], first["model"], second["model"]) == ("linear", "linear", "weak")
     assert (first["p_corrected"], first["behind_best"]) == (None, None)
@@ -172,6 +210,14 @@ def test_evaluations_of_different_test_rows_are_not_compared(linear: Any, tmp_pa
     pd.read_parquet(other / "predictions.parquet")[1:].to_parquet(other / "predictions.parquet", index=False)
     with pytest.raises(LeaderboardError, match="different test rows"):
         leaderboard({"linear": linear.evaluation, "other": other}, tmp_path)
+
+
+@pytest.mark.parametrize(("promise", "other"), [("target_precision", 0.8), ("certainty", 0.5)])
+def test_evaluations_of_different_promises_are_not_compared(linear: Any, tmp_path: Path, promise: str, other: float) -> None:
+    config = json.loads((linear.evaluation / "results.json").read_text(encoding="utf-8"))["config"]
+    lax = with_results(linear.evaluation, tmp_path / "lax", config={**config, promise: other})
+    with pytest.raises(LeaderboardError, match=rf"lax: .*{promise} {other}.*classifier_eval_report"):
+        leaderboard({"linear": linear.evaluation, "lax": lax}, tmp_path)
 
 
 def test_an_evaluation_without_a_validation_accuracy_is_made_again(linear: Any, tmp_path: Path) -> None:

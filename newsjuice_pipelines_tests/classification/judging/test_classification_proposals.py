@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from newsjuice_pipelines.classification.corpus.taxonomy import load_taxonomy, packaged_taxonomies, write_taxonomy_file
-from newsjuice_pipelines.classification.judging.class_curve import class_curve, compare_taxonomies, halves
+from newsjuice_pipelines.classification.judging.class_curve import class_curve, compare_taxonomies, fitted_half, halves
 from newsjuice_pipelines.classification.judging.label_problems import Audited, audit
 from newsjuice_pipelines.classification.judging.proposals import (
     RENAMED,
@@ -19,6 +20,7 @@ from newsjuice_pipelines.classification.judging.proposals import (
     YEARS_UNKNOWN,
     chance_overlap,
     group_sections,
+    proposal_facts,
     propose,
     proposed_taxonomy,
 )
@@ -121,6 +123,34 @@ def test_a_label_that_takes_any_topic_is_flagged_as_a_format_and_no_topic_is(aud
     assert propose(audited).flagged == (FORMAT,)
 
 
+def test_the_formats_are_listed_with_what_was_just_missed_next_to_the_flagged(audited: Audited) -> None:
+    formats = propose(audited).formats
+    assert formats[0]["sections"] == [FORMAT]
+    assert formats[0]["missed_by"] <= 0
+    gaps = [entry["missed_by"] for entry in formats]
+    assert gaps == sorted(gaps)
+    assert all(entry["format"] == (entry["missed_by"] <= 0) for entry in formats)
+    assert all(entry["missed_by"] >= round(entry["f1_to_median"] - 0.65, 4) for entry in formats)
+
+
+def test_a_proposal_that_brings_nothing_together_has_no_parents(audited: Audited) -> None:
+    assert proposal_facts(propose(audited, parent_count=100))["parent_count"] == 0
+    assert 2 <= proposal_facts(propose(audited, parent_count=4))["parent_count"] <= 4
+
+
+def test_the_first_half_knows_nothing_of_the_other(audited: Audited) -> None:
+    shown = ~halves(audited, seed=1)
+    spoilt = audited.probabilities.copy()
+    spoilt[shown] = np.roll(spoilt[shown], 1, axis=1)
+    half = fitted_half(audited, seed=1)
+    other = fitted_half(replace(audited, probabilities=spoilt), seed=1)
+    assert half is not None
+    assert other is not None
+    assert not set(half.rows["row_id"]) & set(audited.rows["row_id"][shown])
+    assert np.array_equal(half.joint, other.joint)
+    assert not np.allclose(half.joint, audited.joint)
+
+
 @pytest.mark.parametrize("merge", ["renamed", "overlapping"])
 def test_the_proposed_file_is_a_taxonomy_that_holds_every_section_once(audited: Audited, merge: str, tmp_path: Path) -> None:
     proposal = propose(audited, merge=merge, parent_count=4)
@@ -195,6 +225,7 @@ def test_a_taxonomy_against_itself_files_as_much() -> None:
     by_name = {entry["taxonomy"]: entry for entry in compared}
     assert by_name["same"]["filed_times_original"] == {"value": 1.0, "interval": [1.0, 1.0]}
     assert by_name["original-29"]["filed_times_original"] is None
+    assert {name for name, entry in by_name.items() if entry["chosen_on_such_texts"]} == {"proposed-18"}
     assert set(by_name) == {"same", *packaged_taxonomies()}
 
 

@@ -65,7 +65,7 @@ def compare(
 ) -> tuple[dict[str, Any], list[dict[str, str]]]:
     nothing = {"threshold": None, "parent_threshold": None, "top3_threshold": None}
     calibration = replace(read_calibration(trained.evaluation), **{**nothing, **thresholds})
-    rows = pd.DataFrame(articles, columns=["id", "title", "content", "summary"])
+    rows = pd.DataFrame(articles, columns=["id", "title", "content", "summary"], dtype=object)
     facts = predict_external(rows, trained.checkpoint, calibration, crosswalk, out, compare_raw_strings=raw)
     with (out / "predictions_comparison.csv").open(encoding="utf-8", newline="") as stream:
         return facts, list(csv.DictReader(stream))
@@ -151,6 +151,23 @@ def test_rows_of_a_database_with_nulls_and_numbers_are_taken(linear: Any, learnt
     assert (rows[0]["id"], rows[0]["match"], facts["counts"]["empty_text"]) == ("7", "True", 1)
 
 
+def test_halves_of_characters_in_labels_and_titles_do_not_stop_the_comparison(
+    linear: Any, articles: list[Any], tmp_path: Path
+) -> None:
+    halved = {"id": "1\ud800", "title": "half \ud800 a title", "content": "\udfff", "summary": '{"category":"\\ud800x"}'}
+    facts, rows = compare(linear, tmp_path, [articles[0], halved])
+    assert (rows[1]["id"], rows[1]["title"], rows[1]["summary_category"]) == ("1?", "half ? a title", "?x")
+    assert facts["unmapped_labels"] == {"?x": 1}
+
+
+def test_control_characters_of_labels_do_not_reach_the_terminal() -> None:
+    unknown = {"\x1b[31mSailing\x07\u202e": 1}
+    results = {"counts": {"labelled": 2, "mapped": 1}, "compare_raw_strings": False, "unmapped_labels": unknown}
+    sentence = judge_crosswalk(results)[1]
+    assert sentence.isprintable()
+    assert "Sailing" in sentence
+
+
 def test_text_from_labels_cannot_break_out_of_the_page(linear: Any, articles: list[Any], tmp_path: Path) -> None:
     evil = {**articles[0], "summary": json.dumps({"category": "<script>x</script> | a\nb"})}
     compare(linear, tmp_path, [evil])
@@ -179,7 +196,9 @@ def test_the_thresholds_decide_what_is_done(
     assert {row["decision"] for row in rows} == {decision}
     assert facts["counts"][decision] == 2
     assert facts["filed_match_rate"] == (0.5 if decision == "filed" else None)
+    assert all((row["parent"] != "") == (row["parent_confidence"] != "") == (decision in ("filed", "parent")) for row in rows)
     if decision == "parent":
+        assert all(float(row["parent_confidence"]) >= float(row["confidence"]) for row in rows)
         assert [row["parent"] for row in rows] == ["LIFE", "LIFE"]
         assert facts["by_decision"]["parent"]["rate"] == 0.5
 

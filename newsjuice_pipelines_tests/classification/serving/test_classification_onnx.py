@@ -188,6 +188,18 @@ def test_an_export_without_its_calibration_does_not_answer(encoder: Encoder, exp
         load_service(encoder.checkpoint, encoder.evaluation, tmp_path / "copy")
 
 
+@pytest.mark.parametrize("name", ["target_precision", "certainty"])
+def test_an_export_that_promises_less_than_was_judged_does_not_answer(
+    name: str, encoder: Encoder, exported: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(exported, tmp_path / "copy")
+    facts = json.loads((exported / "export.json").read_text(encoding="utf-8"))
+    facts["config"][name] = 0.5
+    (tmp_path / "copy" / "export.json").write_text(json.dumps(facts), encoding="utf-8")
+    with pytest.raises(CheckpointError, match=f"promises a {name} of 0.5, but the evaluation judged 0.9"):
+        load_service(encoder.checkpoint, encoder.evaluation, tmp_path / "copy")
+
+
 def test_an_export_of_another_checkpoint_is_refused(linear: Any, exported: Path) -> None:
     with pytest.raises(CheckpointError, match="another checkpoint"):
         load_for_serving(linear.checkpoint, exported)

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from newsjuice_pipelines.classification.corpus.split import read_classes
+from newsjuice_pipelines.classification.corpus.split import read_classes, read_part
 from newsjuice_pipelines.classification.serving.predict import load_classifier
+from newsjuice_pipelines.classification.training.checkpoint import read_description
 from newsjuice_pipelines.classification.training.encoder import load_base
 from newsjuice_pipelines.classification.training.finetune import ClassifierConfig, train_classifier
 from newsjuice_pipelines.classification.training.models import (
@@ -82,6 +83,28 @@ def test_the_head_of_a_folder_with_other_labels_is_not_kept(tiny_bert: Path, tmp
         assert not np.array_equal(network.classifier.weight.detach(), held.classifier.weight.detach()[:3])
         name = "encoder.layer.1.output.dense.weight"
         np.testing.assert_array_equal(network.bert.get_parameter(name).detach(), held.bert.get_parameter(name).detach())
+
+
+def test_positions_that_stand_for_padding_hold_no_token(tiny_bert: Path, tmp_path: Path, topic_split: Path) -> None:
+    import torch
+    from transformers import AutoTokenizer, RobertaConfig, RobertaModel
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_bert)
+    shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    torch.manual_seed(0)
+    roberta = RobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=66, pad_token_id=1, **shape)
+    RobertaModel(roberta).save_pretrained(tmp_path / "roberta")
+    tokenizer.model_max_length = 10_000  # the folder of a user need not know it
+    tokenizer.save_pretrained(tmp_path / "roberta")
+    split = shutil.copytree(topic_split, tmp_path / "split")
+    for part in ("train", "validation"):
+        read_part(split, part).assign(text="rain and snow " * 100).to_parquet(split / f"{part}.parquet")
+    out = tmp_path / "out"
+    out.mkdir()
+    entry = catalogue(f"mine={tmp_path / 'roberta'}")["mine"]
+    train_classifier(entry, split, ClassifierConfig(max_steps=1, max_length=512), out, tmp_path / "scratch")
+    assert read_description(out).max_length == 64
+    assert np.isfinite(load_classifier(out).predict_logits(["rain and snow " * 100])).all()
 
 
 def test_weights_that_are_a_pointer_file_say_what_to_do(tiny_bert: Path, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def losses(facts: dict[str, Any]) -> list[float]:
-    return [item["loss"] for item in facts["validation_history"]]
+    return [item["loss"] for item in facts["selection_history"]]
 
 
 @pytest.fixture(scope="module")
@@ -128,11 +128,21 @@ def test_training_stops_when_validation_gets_no_better_and_brings_the_best_back(
     config = ClassifierConfig(epochs=9, early_stopping_patience=2, learning_rate=1e-3)
     facts = train_classifier(tiny, topic_split, config, out, scratch)
     assert facts["stopped_early"]
-    assert (facts["epochs"], facts["best_validation_loss"], len(scored)) == (4.0, 0.5, 4)
+    assert (facts["epochs"], facts["best_selection_loss"], len(scored)) == (4.0, 0.5, 4)
 
     from safetensors.numpy import load_file
 
     np.testing.assert_array_equal(load_file(out / "model.safetensors")["classifier.weight"], scored[1])
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf")])
+def test_a_first_score_that_is_no_number_is_never_the_best(
+    loss: float, tiny: BaseModel, tmp_path: Path, topic_split: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    next_loss = iter([loss, 0.5])
+    monkeypatch.setattr(loop.EncoderTrainer, "evaluate", lambda *_: {"loss": next(next_loss), "accuracy": 0.5})
+    with pytest.raises(TrainingFailed, match=f"loss on the validation part is {loss} at step"):
+        train_classifier(tiny, topic_split, ClassifierConfig(epochs=2), *folders(tmp_path))
 
 
 def test_a_loss_that_is_no_number_ends_training_with_what_to_change(tiny: BaseModel, tmp_path: Path, topic_split: Path) -> None:

@@ -81,7 +81,7 @@ def test_facts_are_json_and_say_what_was_trained(linear: Any, minilm: Any) -> No
         json.dumps(trained.facts, allow_nan=False)
         assert trained.facts["size_bytes"] > 0
     assert minilm.facts["truncated_texts"] == 0
-    assert minilm.facts["best_validation_loss"] == min(item["loss"] for item in minilm.facts["validation_history"])
+    assert minilm.facts["best_selection_loss"] == min(item["loss"] for item in minilm.facts["selection_history"])
 
 
 def test_the_encoder_names_its_classes_in_its_own_configuration(minilm: Any, topic_split: Path) -> None:
@@ -146,7 +146,7 @@ def test_texts_beyond_the_length_limit_are_counted(unusual: dict[str, Any]) -> N
 
 def test_losses_go_to_the_tracker(minilm: Any) -> None:
     assert minilm.tracker.names == ["classifier-minilm"]
-    assert len([sent for sent in minilm.tracker.sent if "eval_loss" in sent]) >= len(minilm.facts["validation_history"])
+    assert len([sent for sent in minilm.tracker.sent if "eval_loss" in sent]) >= len(minilm.facts["selection_history"])
     assert minilm.facts["tracking_url"] == minilm.tracker.url
 
 
@@ -156,6 +156,33 @@ def test_the_test_part_is_not_needed_for_training(tmp_path: Path, topic_split: P
     out = tmp_path / "out"
     out.mkdir()
     assert train_classifier("linear", copy, ClassifierConfig(), out, tmp_path / "scratch")["train_rows"] > 0
+
+
+@pytest.mark.parametrize(("select_on_test", "part", "other"), [(True, "test", "validation"), (False, "validation", "test")])
+def test_the_scores_that_pick_the_checkpoint_are_named_by_their_part(
+    select_on_test: bool,
+    part: str,
+    other: str,
+    tmp_path: Path,
+    topic_split: Path,
+    tiny_bert: Path,
+    caplog: pytest.LogCaptureFixture,
+    recording_tracker: Any,
+) -> None:
+    out, tracker = tmp_path / "out", recording_tracker()
+    out.mkdir()
+    config = ClassifierConfig(max_steps=1, select_on_test=select_on_test)
+    with caplog.at_level("INFO", logger="newsjuice.classification"):
+        facts = train_classifier(catalogue(f"tiny={tiny_bert}")["tiny"], topic_split, config, out, tmp_path / "scratch", tracker)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    assert facts["selection_rows"] == len(read_part(topic_split, part))
+    assert f"best {part} loss" in card
+    assert f"{part} rows" in card
+    assert f"{part} loss" in caplog.text
+    assert any(f"{part}_loss" in sent for sent in tracker.sent)
+    named = [*facts, *(name for sent in tracker.sent for name in sent)]
+    assert not [name for name in named if other in name.split("_")]
+    assert f"{other} loss" not in caplog.text + card
 
 
 def test_a_hub_model_trains_from_a_local_folder(unusual: dict[str, Any]) -> None:
