@@ -26,7 +26,6 @@ __all__ = [
     "SplitConfig",
     "SplitError",
     "balanced_split",
-    "count_shared",
     "group_key",
     "rank_of",
     "read_classes",
@@ -147,14 +146,6 @@ def read_parents(split_dir: Path) -> tuple[str, ...]:
     """The parent of every class of a written split, in the order of `read_classes`."""
     facts = read_split_facts(split_dir)
     return tuple(facts.get("parents", facts["classes"]))
-
-
-def count_shared(split_dir: Path) -> dict[str, int]:
-    """How many texts, and how many groups of duplicates, occur in more than one part."""
-    import pandas as pd
-
-    rows = pd.concat([read_part(split_dir, part).assign(part=part) for part in PARTS], ignore_index=True)
-    return {column: int((rows.groupby(column)["part"].nunique() > 1).sum()) for column in ("text", "group")}
 
 
 def _labelled(rows: pd.DataFrame, taxonomy: Taxonomy) -> tuple[pd.DataFrame, dict[str, Any]]:
