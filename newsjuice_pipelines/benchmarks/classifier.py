@@ -323,7 +323,7 @@ def _predicting_table(results: Mapping[str, Any]) -> str:
                 _times(found["times_the_original"]),
                 ""
                 if against is None
-                else f"{found['times_faster'][0]:.1f} of {found['goal']:g} times {against.partition(':')[0]}",
+                else f"{found['times_faster'][0]:.2f} of {found['goal']:g} times {against.partition(':')[0]}",
                 "" if found["same_label"] is None else f"{found['same_label']:.1%}",
                 found["load_s"],
                 f"{found['peak_memory_mib']:,.0f} MiB",

@@ -111,6 +111,8 @@ def _onnxruntime(folder: Path, home: Path, precision: str, end_id: int) -> tuple
             generator.generate_next_token()
             ttft_s = time.perf_counter() - started if ttft_s is None else ttft_s
         rows = [list(map(int, generator.get_sequence(row)[len(prompt) :])) for row, prompt in enumerate(prompts)]
+        # Of a single script, the end token that stopped it is not among its tokens.
+        rows = [row if end_id in row or len(row) >= limit else [*row, end_id] for row in rows]
         return [row[: row.index(end_id) + 1] if end_id in row else row for row in rows], ttft_s
 
     return write, write
