@@ -8,11 +8,11 @@ TORCH := $(if $(TORCH_INDEX),$(PIP) install -q -c constraints.txt --index-url $(
 STAMP := $(VENV)/.installed
 STAMP_DEV := $(VENV)/.installed-dev
 
-.PHONY: help run dev test check doctor clean
+.PHONY: help run dev test test-all check doctor audit sbom clean
 .DEFAULT_GOAL := help
 
 help: ## List the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 run: $(STAMP) ## Set up, then run both pipelines on the demo corpus and print the results
 	$(BIN)/newsjuice run
@@ -24,6 +24,10 @@ doctor: $(STAMP) ## Say what this machine can do
 	@$(BIN)/newsjuice doctor
 
 test: $(STAMP_DEV) ## Set up, then run the linters, the type checker and the tests
+	$(MAKE) --no-print-directory check
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m 'not whole_system'
+
+test-all: $(STAMP_DEV) ## The same, and the slow tests of the whole system: daemons, brokers, the web UI in a browser
 	$(MAKE) --no-print-directory check
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -47,6 +51,12 @@ $(STAMP_DEV): pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(TORCH)
 	$(PIP) install -q -c constraints.txt -e '.[dev]'
 	@touch $@ $(STAMP)
+
+audit: $(STAMP_DEV) ## Look for known vulnerabilities in the pinned packages
+	@.ci/audit $(BIN)/pip-audit
+
+sbom: $(STAMP_DEV) ## Write a bill of materials to build/sbom.json
+	@.ci/sbom $(BIN)/cyclonedx-py $(BIN)/python
 
 clean: ## Remove the virtual environment and all state
 	rm -rf $(VENV) .newsjuice
