@@ -87,7 +87,7 @@ class ArtifactStore:
     def __post_init__(self) -> None:
         self._root = UPath(self.root)
         if self.is_local:
-            self._root = self._root.absolute()
+            self._root = UPath(Path(self._root.path).absolute())
 
     @property
     def is_local(self) -> bool:
