@@ -1,27 +1,18 @@
-"""Which device and number format this machine should use, and how much memory is left on it."""
+"""Which device and number format this machine should use, how much memory is left on it, and what says that none is left."""
 
 from __future__ import annotations
 
-import logging
+import gc
 import os
 import sys
-import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from newsjuice_pipelines.runtime.progress import format_duration
-
-logger = logging.getLogger("newsjuice.devices")
-
-CLAIM_NEWS_S = 60.0  # between two lines about waiting for a GPU
-
 CGROUP = Path("/sys/fs/cgroup")
 # Whether training in bf16 beats fp32 on processors that compute in it (AMX, AVX512-BF16).
 BFLOAT16_PAYS_ON_CPU = False
+OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 @dataclass(frozen=True)
@@ -43,11 +34,15 @@ class Device:
         return f"{self.type}:{self.index}" if self.type == "cuda" else self.type
 
 
-def best_device(index: int = 0) -> Device:
-    """The CUDA device `index` when there is one, else the CPU; bf16 where the hardware computes in it, fp16 on older GPUs."""
+def best_device(index: int | None = None) -> Device:
+    """The CUDA device `index` (None: the one that `cuda` means now) when there is one, else the CPU.
+
+    It computes in bf16 where the hardware does, in fp16 on older GPUs.
+    """
     import torch
 
     if torch.cuda.is_available():
+        index = torch.cuda.current_device() if index is None else index
         properties = torch.cuda.get_device_properties(index)
         with torch.cuda.device(index):
             dtype = "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float16"
@@ -64,10 +59,11 @@ def cpu_computes_in_bfloat16() -> bool:
     return bool(abilities.get("amx_bf16") or abilities.get("avx512_bf16"))
 
 
-def free_memory_bytes(device: str, index: int = 0) -> int:
-    """Memory that can still be taken: of the CUDA device `index`, or of this machine within its container's limit.
+def free_memory_bytes(device: str, index: int | None = None) -> int:
+    """Memory that can still be taken: of a CUDA device, or of this machine within its container's limit.
 
-    File pages that the container has not used lately count as free: the system gives them up before it runs out.
+    The device is `index`, or the one that `cuda` means (None). File pages that the container has not used lately count as free:
+    the system gives them up before it runs out.
     """
     if device == "cuda":
         import torch
@@ -94,6 +90,23 @@ def _reclaimable_bytes() -> int:
     return next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
 
 
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error says that the memory of the device, a GPU or this machine, has run out."""
+    import torch
+
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in OUT_OF_MEMORY_TEXTS)
+
+
+def free_unused_memory() -> None:
+    """Give back what a failed computation has left behind; call it outside of `except`, whose traceback keeps tensors alive."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
+
+
 def reset_peak_memory(device: str) -> None:
     """Let `peak_memory_mib` speak of what comes from here on; the resident peak of a process on the CPU cannot be reset."""
     if device == "cuda":
@@ -112,58 +125,3 @@ def peak_memory_mib(device: str) -> int:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak // 2**20 if sys.platform == "darwin" else peak // 2**10  # bytes there, KiB on Linux
-
-
-def gpu_ids() -> list[str]:
-    """A lasting name (its UUID) of each CUDA device that this process sees, whatever number it has here; none without a GPU."""
-    import torch
-
-    if not torch.cuda.is_available():
-        return []
-    return [str(torch.cuda.get_device_properties(index).uuid) for index in range(torch.cuda.device_count())]
-
-
-@contextmanager
-def claimed_gpu(poll_s: float = 2.0) -> Iterator[Device]:
-    """A CUDA device for this process alone among those that ask here, or the CPU where there is none.
-
-    Parallel steps of a backfill so get different GPUs. Who comes when all are taken waits, and says so. A claim is a locked
-    file in the temporary folder: it ends with the block, or with the process, however that ends. Claims do not nest.
-    """
-    gpus = gpu_ids()
-    if not gpus:
-        yield best_device()
-        return
-    with ExitStack() as claims:
-        index = _claim_one(gpus, claims, poll_s)
-        claims.enter_context(_current_gpu(index))
-        yield best_device(index)
-
-
-def _claim_one(gpus: list[str], claims: ExitStack, poll_s: float) -> int:
-    """The first device that nobody holds; its lock goes into `claims`."""
-    from filelock import FileLock, Timeout
-
-    # A folder for each user: what one user creates in a shared temporary folder another may not open.
-    folder = Path(tempfile.gettempdir()) / f"newsjuice-gpus-{os.getuid() if hasattr(os, 'getuid') else 'all'}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    started, told = time.monotonic(), float("-inf")
-    while True:
-        for index, gpu in enumerate(gpus):
-            with suppress(Timeout):
-                claims.enter_context(FileLock(folder / f"{gpu}.lock", timeout=0))
-                return index
-        now = time.monotonic()
-        if now - told >= CLAIM_NEWS_S:
-            told = now
-            waited = format_duration(now - started)
-            logger.info("waiting for a GPU: other steps hold all %d (locks in %s), %s so far", len(gpus), folder, waited)
-        time.sleep(poll_s)
-
-
-def _current_gpu(index: int) -> AbstractContextManager[Any]:
-    """What makes a CUDA device the one that `cuda` means."""
-    import torch
-
-    current: AbstractContextManager[Any] = torch.cuda.device(index)
-    return current

@@ -46,7 +46,7 @@ def train_classifier(
     Raises:
         ModelUnavailable: no such model, or its weights cannot be had; the message says what to do.
         TrainingRowsError: too few rows or classes.
-        TrainingFailed: the loss diverged, or the GPU's memory is too small.
+        TrainingFailed: the loss diverged, or the memory is too small even for half of a batch at a time.
     """
     entry = base_model(model) if isinstance(model, str) else model
     recipe = recipe_for(entry, config)
@@ -138,11 +138,11 @@ def _train_encoder(
     run: TrackedRun | None,
 ) -> dict[str, Any]:
     """Fine-tune an encoder on a GPU of its own, or on the CPU, and save it; returns its facts."""
-    from newsjuice_pipelines.runtime.devices import claimed_gpu
+    from newsjuice_pipelines.runtime.leased_gpu import leased_gpu
     from newsjuice_pipelines.runtime.seeds import set_seeds
 
     scratch.mkdir(parents=True, exist_ok=True)
-    with claimed_gpu() as device:
+    with leased_gpu(f"training {entry.name}") as device:
         set_seeds(recipe.seed)
         network, tokenizer, revision, max_length = load_base(entry, classes, recipe, config)
         pad_id = tokenizer.pad_token_id
@@ -178,6 +178,8 @@ def _train_encoder(
         "parameters": int(network.num_parameters()),
         "settings": asdict(recipe),
         "pooler_fit": None if explained is None else round(explained, 4),
+        "texts_at_a_time": trainer.texts_at_a_time,
+        "out_of_memory_at_batch_size": recipe.batch_size if trainer.parts > 1 else None,
         "resumed_from_step": first_step,
         "selected_on": recipe.selected_on,
         **_course_facts(course, len(texts)),

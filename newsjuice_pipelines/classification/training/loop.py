@@ -1,4 +1,4 @@
-"""The training loop of an encoder: steps, validation, early stopping, going on after a crash, progress.
+"""The training loop of an encoder: steps, validation, early stopping, going on after a crash or with less memory, progress.
 
 Which data and where the result goes: `finetune.py`. The files of a state: `saved_state.py`.
 """
@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from newsjuice_pipelines.classification.training.batches import TokenisedTexts, collate, epoch_batches, sorted_batches
 from newsjuice_pipelines.classification.training.encoder import build_optimizer
 from newsjuice_pipelines.classification.training.recipe import Recipe
 from newsjuice_pipelines.classification.training.saved_state import load_best, load_state, save_best, save_state
+from newsjuice_pipelines.runtime.devices import free_unused_memory, is_out_of_memory
 from newsjuice_pipelines.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from newsjuice_pipelines.runtime.tracking import TrackedRun
 
 logger = logging.getLogger("newsjuice.classification")
+T = TypeVar("T")
 
 LOGGING_STEPS = 10
 EVALUATION_BATCH_TEXTS = 128
@@ -72,32 +75,80 @@ class EncoderTrainer:
 
         self.network = network.to(device.torch_name)
         self.recipe, self.device, self.width, self._pad_id = recipe, device, width, pad_id
+        self.parts = 1
+        """Computations that a batch is cut into: 2 once memory has run out."""
         self.precision = chosen_precision(recipe.precision, device)
         self.optimizer = build_optimizer(network, recipe)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.precision == "float16")
+        self._class_weights = weights
         self._weights = None if weights is None else torch.tensor(weights, dtype=torch.float32, device=device.torch_name)
 
     def step(self, texts: TokenisedTexts, batch: np.ndarray, rate_factor: float) -> Any:
-        """One optimiser step at this share of the peak learning rate; returns the batch's loss, still on the device."""
+        """One optimiser step at this share of the peak learning rate; returns the batch's loss, still on the device.
+
+        Weights are not touched before the gradients are whole, so that a step which memory cut off is simply done again.
+        """
         import torch
 
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial_lr"] * rate_factor
-        logits, labels = self._logits(texts, batch)
-        loss = torch.nn.functional.cross_entropy(
-            logits, labels, weight=self._weights, label_smoothing=self.recipe.label_smoothing
-        )
-        self.scaler.scale(loss).backward()
+        loss = self._within_memory(lambda: self._gradients(texts, batch))
         if self.recipe.gradient_clipping:
             self.scaler.unscale_(self.optimizer)
             torch.nn.utils.clip_grad_norm_(self.network.parameters(), self.recipe.gradient_clipping)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+        return loss
+
+    def _gradients(self, texts: TokenisedTexts, batch: np.ndarray) -> Any:
+        """Add up the gradients of the batch's mean loss, part by part; returns that loss, still on the device."""
+        import numpy as np
+        import torch
+
+        loss = torch.zeros((), device=self.device.torch_name)
+        for part in np.array_split(batch, min(self.parts, len(batch))):
+            logits, labels = self._logits(texts, part)
+            mean = torch.nn.functional.cross_entropy(
+                logits, labels, weight=self._weights, label_smoothing=self.recipe.label_smoothing
+            )
+            share = mean * (self._mass(texts, part) / self._mass(texts, batch))  # of the whole batch's mean
+            self.scaler.scale(share).backward()
+            loss += share.detach()
+        return loss
+
+    def _mass(self, texts: TokenisedTexts, batch: np.ndarray) -> float:
+        """What the mean loss of a batch is divided by: its texts, or the sum of their classes' weights."""
+        return len(batch) if self._class_weights is None else float(self._class_weights[texts.labels[batch]].sum())
+
+    def _within_memory(self, work: Callable[[], T]) -> T:
+        """Do this work; when memory runs out for the first time, once more with half of the texts at a time, from then on."""
+        try:
+            return work()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error) or self.parts > 1 or self.recipe.batch_size == 1:
+                raise
+        # After the handler: the error's traceback would keep what filled the memory.
+        self.parts = 2
+        self.optimizer.zero_grad(set_to_none=True)
+        free_unused_memory()
+        logger.warning(
+            "out of memory on %s with %d texts at a time: going on with %d at a time and two computations a step; a step still "
+            "learns from %d",
+            *(self.device.name, self.recipe.batch_size, self.texts_at_a_time, self.recipe.batch_size),
+        )
+        return work()
+
+    @property
+    def texts_at_a_time(self) -> int:
+        """Texts that a step computes together."""
+        return math.ceil(self.recipe.batch_size / self.parts)
 
     def evaluate(self, texts: TokenisedTexts) -> dict[str, float]:
         """Mean cross-entropy (without smoothing and class weights) and accuracy on these texts."""
+        return self._within_memory(lambda: self._scores(texts))
+
+    def _scores(self, texts: TokenisedTexts) -> dict[str, float]:
         import torch
 
         self.network.eval()
@@ -105,7 +156,7 @@ class EncoderTrainer:
         right = torch.zeros((), device=self.device.torch_name, dtype=torch.int64)
         size = EVALUATION_BATCH_TEXTS if self.width is None else self.recipe.batch_size * 2
         with torch.inference_mode():
-            for batch in sorted_batches(texts.lengths, size):
+            for batch in sorted_batches(texts.lengths, math.ceil(size / self.parts)):
                 logits, labels = self._logits(texts, batch)
                 loss += torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
                 right += (logits.argmax(dim=1) == labels).sum()
@@ -133,10 +184,9 @@ class EncoderTrainer:
             Where training ended, and the step it went on from (0: from the start).
 
         Raises:
-            TrainingFailed: the loss is no number any more, in training or on `selection`, or the GPU's memory is too small.
+            TrainingFailed: the loss is no number any more, in training or on `selection`, or the memory is too small even for
+                half of a batch at a time.
         """
-        import torch
-
         state = load_state(scratch, self.network, self.optimizer, self.scaler)
         course = Course(**state) if state else Course()
         first = course.step
@@ -144,10 +194,13 @@ class EncoderTrainer:
             logger.info("%s: going on from step %d", name, first)
         try:
             self._run(name, course, train, selection, scratch, run)
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            retried = f", and for {self.texts_at_a_time} at a time" if self.parts > 1 else ""
             raise TrainingFailed(
                 f"{name}: the memory of {self.device.name} is too small for {self.recipe.batch_size} texts of up to "
-                f"{self.recipe.max_length} tokens: lower batch_size or max_length."
+                f"{self.recipe.max_length} tokens{retried}: lower batch_size or max_length."
             ) from error
         load_best(scratch, course.best_step, self.network)
         return course, first

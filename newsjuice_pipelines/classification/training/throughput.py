@@ -38,13 +38,13 @@ def measure_throughput(
     Raises:
         ModelUnavailable: the weights cannot be had.
     """
-    from newsjuice_pipelines.runtime.devices import claimed_gpu
+    from newsjuice_pipelines.runtime.leased_gpu import leased_gpu
     from newsjuice_pipelines.runtime.seeds import set_seeds
 
     entry = base_model(model) if isinstance(model, str) else model
     recipe = recipe_for(entry, config)
     classes = tuple(f"class {number}" for number in range(int(rows["label_id"].max()) + 1))
-    with claimed_gpu() as device:
+    with leased_gpu(f"timing {entry.name}") as device:
         set_seeds(recipe.seed)
         network, tokenizer, _, max_length = load_base(entry, classes, recipe, config)
         texts = tokenise(rows, tokenizer, max_length)

@@ -1,7 +1,8 @@
 """Tuning the student: a LoRA adapter for a base model, trained on the answers of the student data set.
 
 Its parts: settings `finetune_config.py`, rows `training_rows.py`, trainer `trainer.py`, reports `training_log.py`, memory
-`training_memory.py`, several processes `processes.py`. Making the data set is `dataset.py`; merging is `merge.py`.
+`training_memory.py` and `halved_batch.py`, several processes `processes.py`. Making the data set is `dataset.py`; merging is
+`merge.py`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from newsjuice_pipelines.podcast.training.adapter_card import adapter_card
 from newsjuice_pipelines.podcast.training.base_model import base_identity, check_base_folder, load_model, load_tokenizer
 from newsjuice_pipelines.podcast.training.finetune_config import PRESETS, FinetuneConfig
+from newsjuice_pipelines.podcast.training.halved_batch import train_within_memory
 from newsjuice_pipelines.podcast.training.packed_attention import use_packed_attention
 from newsjuice_pipelines.podcast.training.trainer import (
     ProcessRank,
@@ -41,6 +43,7 @@ from newsjuice_pipelines.podcast.training.training_rows import (
 )
 from newsjuice_pipelines.runtime.checkpoints import last_whole_checkpoint, repoint_best_checkpoint, start_fresh_unless_same
 from newsjuice_pipelines.runtime.devices import Device, best_device, free_memory_bytes, peak_memory_mib, reset_peak_memory
+from newsjuice_pipelines.runtime.leased_gpu import leased_gpu, leased_gpus
 from newsjuice_pipelines.runtime.reports import write_json
 from newsjuice_pipelines.runtime.seeds import set_seeds
 from newsjuice_pipelines.runtime.tracking import Tracker
@@ -83,8 +86,9 @@ def train_adapter(
 ) -> dict[str, Any]:
     """Train a LoRA adapter on the scripts of a student data set and keep the checkpoint with the lowest validation loss.
 
-    With several processes (see `FinetuneConfig.processes`) it starts them and waits; under torchrun it is one of them, and
-    all but the first return no facts and write nothing.
+    It leases the GPUs it needs, all at once; when the memory runs out, it tries once more at half the batch. With several
+    processes (see `FinetuneConfig.processes`) it starts them and waits; under torchrun it is one of them, and all but the first
+    return no facts and write nothing.
 
     Args:
         base: folder of the base model, with tokenizer and chat template.
@@ -97,24 +101,47 @@ def train_adapter(
 
     Raises:
         FinetuneError: no rows, rows longer than `max_length`, a base without a chat template or with another tokenizer than
-            the data set was made with, too little memory, settings that this machine cannot train with.
-            The checkpoint with the lowest validation loss is lost.
+            the data set was made with, too little memory even for half the batch, settings that this machine cannot train
+            with. The checkpoint with the lowest validation loss is lost.
         TrainingDiverged: the loss is no number, rises, or ends above where it began.
     """
     from newsjuice_pipelines.podcast.training import processes
 
-    if not processes.is_worker() and (count := processes.process_count(config)) > 1:
+    if processes.is_worker():  # leases and second tries are the business of the process that started it
+        return _train_here(base, dataset, config, out, scratch, tracker)
+    count = processes.process_count(config)
+    if count > 1:
         check_base_folder(base)
-        return processes.train_in_processes(count, base, dataset, config, out, scratch, tracker)
+        with leased_gpus("training the student", count) as gpus:
+            return train_within_memory(
+                lambda tried: processes.train_in_processes(count, base, dataset, tried, out, scratch, tracker, gpus),
+                config,
+                count,
+            )
+    with leased_gpu("training the student", first=True) as device:  # the first is what the trainer takes
+        return train_within_memory(
+            lambda tried: _train_here(base, dataset, tried, out, scratch, tracker, device), config, processes=1
+        )
 
+
+def _train_here(
+    base: Path,
+    dataset: Path,
+    config: FinetuneConfig,
+    out: Path,
+    scratch: Path,
+    tracker: Tracker | None,
+    device: Device | None = None,
+) -> dict[str, Any]:
+    """Train in this process, on its own GPU where it is one of several; the facts."""
     started = time.monotonic()
     ranks = ProcessRank.of_environment()
     identity = base_identity(base)
     data = dataset_fingerprint(dataset)
-    device = best_device(ranks.local_rank)
+    device = device or best_device(ranks.local_rank)
     sharing = ranks.processes if device.type == "cpu" else 1
     with memory_errors(config, device.name, sharing=sharing):
-        prepared = prepare_training(base, dataset, config, scratch, ranks)
+        prepared = prepare_training(base, dataset, config, scratch, ranks, device)
     with memory_errors(prepared.config, device.name, checkpointing=prepared.plan.checkpointing, sharing=sharing):
         _train(
             prepared,
@@ -141,7 +168,12 @@ def train_adapter(
 
 
 def prepare_training(
-    base: Path, dataset: Path, config: FinetuneConfig, scratch: Path, ranks: ProcessRank | None = None
+    base: Path,
+    dataset: Path,
+    config: FinetuneConfig,
+    scratch: Path,
+    ranks: ProcessRank | None = None,
+    device: Device | None = None,
 ) -> PreparedTraining:
     """Load the base, encode the rows and set up the trainer; nothing is trained yet. Errors as in `train_adapter`."""
     import torch
@@ -149,7 +181,7 @@ def prepare_training(
     ranks = ranks or ProcessRank()
     check_base_folder(base)
     steps_per_process(config, ranks.processes)
-    device = best_device(ranks.local_rank)
+    device = device or best_device(ranks.local_rank)
     compute_dtype = computing_dtype(config, device)
     tokenizer = load_tokenizer(base)
     check_tokenizer(dataset, tokenizer)
@@ -159,14 +191,13 @@ def prepare_training(
     validation_rows = encode_rows(dataset / "validation.parquet", tokenizer, config)
 
     set_seeds(config.seed)
-    place = f"cuda:{ranks.local_rank}" if device.type == "cuda" else "cpu"
     if device.type == "cuda":
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(device.index)
     reset_peak_memory(device.type)  # a run before it in this process must not speak for this one
-    model = load_model(base, weights_dtype(compute_dtype), place, load_in_4bit=config.load_in_4bit)
+    model = load_model(base, weights_dtype(compute_dtype), device.torch_name, load_in_4bit=config.load_in_4bit)
     if config.packing:
         use_packed_attention(model)
-    free = free_memory_bytes(device.type, ranks.local_rank) // (ranks.processes if device.type == "cpu" else 1)
+    free = free_memory_bytes(device.type, device.index) // (ranks.processes if device.type == "cpu" else 1)
     longest = max(train_rows.longest, validation_rows.longest)
     sequence_tokens = min(config.max_length, train_rows.tokens if config.packing else longest)
     batch_size = sequences_a_step(model, config, compute_dtype, sequence_tokens, free, device.type, ranks.processes)
@@ -198,9 +229,11 @@ def _train(
 ) -> None:
     """Train to the end, from the last checkpoint of the same run if there is one; the trainer holds the best weights then."""
     trainer = prepared.trainer
+    # How an effective batch is divided is left out: checkpoints hold for every division.
+    same = {name: value for name, value in run.items() if name not in ("batch_size", "accumulation_steps")}
     with trainer.args.main_process_first(desc="looking for checkpoints"):
         if ranks.rank == 0:
-            start_fresh_unless_same(scratch, run)
+            start_fresh_unless_same(scratch, {**same, "effective_batch": config.effective_batch})
             if (found := last_whole_checkpoint(scratch, ranks.processes)) is not None:
                 repoint_best_checkpoint(scratch, found)
     checkpoint = last_whole_checkpoint(scratch, ranks.processes)
@@ -289,6 +322,7 @@ def _training_facts(
         "trainable_parameters": int(trainable),
         "trainable_share": trainable / total,
         "batch_size": prepared.config.batch_size,
+        "accumulation_steps": prepared.config.accumulation_steps,
         "effective_batch": config.effective_batch,
         "processes": ranks.processes,
         "device": f"{device.type}: {device.name}",

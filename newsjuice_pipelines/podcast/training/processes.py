@@ -25,10 +25,12 @@ import newsjuice_pipelines
 from newsjuice_pipelines.podcast.training.base_model import BaseModelError
 from newsjuice_pipelines.podcast.training.chat_tokens import ChatTemplateError
 from newsjuice_pipelines.podcast.training.finetune_config import FinetuneConfig
+from newsjuice_pipelines.podcast.training.halved_batch import OutOfMemory
 from newsjuice_pipelines.podcast.training.trainer import steps_per_process
 from newsjuice_pipelines.podcast.training.training_log import TrainingDiverged
 from newsjuice_pipelines.podcast.training.training_memory import memory_advice
 from newsjuice_pipelines.podcast.training.training_rows import FinetuneError
+from newsjuice_pipelines.runtime.leased_gpu import VISIBLE, count_gpus
 from newsjuice_pipelines.runtime.tracking import Tracker
 
 logger = logging.getLogger("newsjuice.finetune")
@@ -58,9 +60,7 @@ def process_count(config: FinetuneConfig) -> int:
     Raises:
         FinetuneError: more processes than GPUs, or a number that cannot share the accumulation steps.
     """
-    import torch
-
-    gpus = torch.cuda.device_count()
+    gpus = count_gpus()
     if config.processes == 0:
         count = max(number for number in range(1, max(1, gpus) + 1) if config.accumulation_steps % number == 0)
         if count < gpus:
@@ -75,11 +75,21 @@ def process_count(config: FinetuneConfig) -> int:
 
 
 def train_in_processes(
-    count: int, base: Path, dataset: Path, config: FinetuneConfig, out: Path, scratch: Path, tracker: Tracker | None
+    count: int,
+    base: Path,
+    dataset: Path,
+    config: FinetuneConfig,
+    out: Path,
+    scratch: Path,
+    tracker: Tracker | None,
+    gpus: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train in `count` processes and return the facts of the first; their log lines come out of this process's loggers.
 
+    `gpus` are the names of the GPUs that the processes see, one each; none given: all that there are.
+
     Raises:
+        OutOfMemory: a worker's memory ran out.
         FinetuneError, TrainingDiverged, BaseModelError, ChatTemplateError: as a worker raised it.
         ProcessesError: a worker died otherwise; holds the last lines it wrote.
     """
@@ -96,7 +106,7 @@ def train_in_processes(
             stdin=subprocess.PIPE,  # closed when this process ends, however it ends: the workers' sign to end too
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(count),
+            env=_environment(count, gpus),
             start_new_session=True,
             text=True,
             errors="replace",
@@ -145,7 +155,7 @@ def work(job: Path) -> int:
             **folders,
         )
     except Exception as error:
-        report = {"type": type(error).__name__, "message": str(error)}
+        report = {"type": type(error).__name__, "message": str(error), "batch_size": getattr(error, "batch_size", 0)}
         (job.parent / f"error-{rank}.json").write_text(json.dumps(report), encoding="utf-8")
         logger.exception("process %s failed", rank)
         return 1
@@ -172,12 +182,13 @@ def _pass_on(line: str) -> bool:
     return True
 
 
-def _environment(count: int) -> dict[str, str]:
-    """The workers' environment: this package importable, and the cores shared among them."""
+def _environment(count: int, gpus: Sequence[str]) -> dict[str, str]:
+    """The workers' environment: this package importable, the cores shared among them, and only these GPUs to be seen."""
     package_root = str(Path(newsjuice_pipelines.__file__).parents[1])
     threads = max(1, (os.cpu_count() or 1) // count)
     paths = [package_root, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {"OMP_NUM_THREADS": str(threads), **os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
+    seen = {VISIBLE: ",".join(gpus)} if gpus else {}
+    return {"OMP_NUM_THREADS": str(threads), **os.environ, **seen, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def _end(process: subprocess.Popen[str]) -> None:
@@ -202,6 +213,8 @@ def _error_of(folder: Path, code: int, last_lines: Sequence[str], config: Finetu
     """
     reports = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("error-*.json"))]
     for report in reports:
+        if report["type"] == OutOfMemory.__name__:
+            return OutOfMemory(report["message"], report["batch_size"])
         if report["type"] in ERRORS:
             return ERRORS[report["type"]](report["message"])
     report = f"{reports[0]['type']}: {reports[0]['message']}" if reports else ""

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from newsjuice_pipelines.podcast.training.finetune_config import FinetuneConfig
-from newsjuice_pipelines.podcast.training.training_rows import FinetuneError
+from newsjuice_pipelines.podcast.training.halved_batch import OutOfMemory
+from newsjuice_pipelines.runtime.devices import is_out_of_memory
 
 logger = logging.getLogger("newsjuice.finetune")
 
@@ -19,7 +20,6 @@ USABLE_SHARE = 0.8  # of the free memory; the rest is for the allocator's gaps, 
 BYTES_PER_WIDTH = {"float32": (16, 12), "bfloat16": (12, 8), "float16": (12, 8)}
 ADAPTER_BYTES = 16  # a weight in fp32, its gradient and AdamW's two moments
 HEAD_TILE_TOKENS, HEAD_TILE_VOCABULARY, HEAD_BYTES = 4096, 32768, 12  # the fused LM head works in tiles of this size
-OUT_OF_MEMORY_TEXTS = ("can't allocate memory", "not enough memory", "out of memory")
 
 
 def sequences_a_step(
@@ -124,7 +124,7 @@ def adapter_bytes(model: Any, rank: int) -> int:
 
 @contextmanager
 def memory_errors(config: FinetuneConfig, device: str, *, checkpointing: bool | None = None, sharing: int = 1) -> Iterator[None]:
-    """Turns an exhausted memory into a `FinetuneError` that names the settings in force, and what to change.
+    """Turns an exhausted memory into an `OutOfMemory` error that names the settings in force, and what to change.
 
     Args:
         config: how the adapter is trained.
@@ -132,18 +132,16 @@ def memory_errors(config: FinetuneConfig, device: str, *, checkpointing: bool | 
         checkpointing: as in `memory_advice`.
         sharing: as in `memory_advice`.
     """
-    import torch
-
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        exhausted = isinstance(error, MemoryError | torch.OutOfMemoryError)
-        if not exhausted and not any(text in str(error) for text in OUT_OF_MEMORY_TEXTS):
+        if not is_out_of_memory(error):
             raise
-        raise FinetuneError(
+        raise OutOfMemory(
             f"the memory of the device ({device}) did not suffice for training. "
             f"{memory_advice(config, checkpointing=checkpointing, sharing=sharing)} "
-            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})"
+            f"({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no details'})",
+            config.batch_size,
         ) from error
 
 
