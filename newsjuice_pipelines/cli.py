@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import click
@@ -73,12 +74,24 @@ def dev(data: Path | None, host: str, port: int) -> None:
 
 @cli.command()
 @click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help=DATA_HELP)
-def report(data: Path | None) -> None:
-    """Print the result table and where each report is."""
+@click.option(
+    "--site", type=click.Path(file_okay=False, path_type=Path), help="Where the report site is written. Default: HOME/site."
+)
+@click.option(
+    "--benchmarks",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="Folder of `newsjuice bench` results. Default: ./docs/benchmarks where it is there.",
+)
+@click.option("--open", "open_it", is_flag=True, help="Show the site in the browser.")
+def report(data: Path | None, site: Path | None, benchmarks: Path | None, open_it: bool) -> None:
+    """Print the result table, and write all reports as one static site."""
     from newsjuice_pipelines.commands.environment import prepare_environment
+    from newsjuice_pipelines.commands.site import write_site
     from newsjuice_pipelines.commands.summary import summary
 
-    click.echo(summary(prepare_environment(data)))
+    settings = prepare_environment(data)
+    click.echo(summary(settings))
+    write_site(settings, site, benchmarks, open_it)
 
 
 @cli.command()
@@ -102,7 +115,9 @@ def classify(headlines: tuple[str, ...], source: str | None, target: str | None,
 
 
 @cli.command()
-@click.argument("name", type=click.Choice(["chunks", "teacher", "finetune", "inference", "engines", "classifier", "defects"]))
+@click.argument(
+    "name", type=click.Choice(["chunks", "teacher", "finetune", "inference", "engines", "classifier", "orchestration", "defects"])
+)
 @click.option(
     "--out", type=click.Path(file_okay=False, path_type=Path), help="Also write NAME.json and NAME.md into this folder."
 )
@@ -123,6 +138,62 @@ def bench(name: str, out: Path | None, data: Path | None) -> None:
     logging.basicConfig(level=logging.INFO, format="  %(message)s", stream=sys.stderr)
     options = [*(["--data", "DIR"] if data else []), *(["--out", str(out)] if out else [])]
     sys.exit(measure(name, out, ["newsjuice", "bench", name, *options], data))
+
+
+@cli.command()
+@click.argument("assets", nargs=-1, metavar="[ASSET]...")
+@click.option(
+    "--from", "first_day", type=click.DateTime(["%Y-%m-%d"]), metavar="DAY", help="First day, UTC. Default: that of --to."
+)
+@click.option(
+    "--to",
+    "last_day",
+    type=click.DateTime(["%Y-%m-%d"]),
+    metavar="DAY",
+    help="Last day, included. Default: the last finished one.",
+)
+@click.option(
+    "--models",
+    metavar="NAMES",
+    help="Classifiers, comma-separated; `all`; or `at-hand`: those whose weights are on this machine.",
+)
+@click.option("--budget-usd", type=click.FloatRange(min=0), help="The most that the teacher may spend on all of these days.")
+@click.option("--status", "shown", metavar="ID", help="Show the state of a backfill.")
+@click.option("--cancel", "cancelled", metavar="ID", help="Stop a backfill; finished partitions are kept.")
+@click.option("--data", type=click.Path(exists=True, file_okay=False, path_type=Path), help=DATA_HELP)
+def backfill(
+    assets: tuple[str, ...],
+    first_day: datetime | None,
+    last_day: datetime | None,
+    models: str | None,
+    budget_usd: float | None,
+    shown: str | None,
+    cancelled: str | None,
+    data: Path | None,
+) -> None:
+    """Make up for days or classifiers in the background: newsjuice backfill --from 2026-09-01, or --models linear,minilm.
+
+    Default assets: chunks and scripts of days, or all that is made of a model. A running `newsjuice dev` does the work.
+    """
+    from newsjuice_pipelines.commands import backfill as backfills
+    from newsjuice_pipelines.commands.environment import prepare_environment
+
+    prepare_environment(data)
+    if shown:
+        sys.exit(backfills.status(shown))
+    if cancelled:
+        sys.exit(backfills.cancel(cancelled))
+    first, last = (day.date() if day else None for day in (first_day, last_day))
+    sys.exit(backfills.backfill(assets, first, last, models, budget_usd))
+
+
+@cli.command()
+def migrate() -> None:
+    """Bring the teacher ledger's tables up to date."""
+    from newsjuice_pipelines.commands.environment import prepare_environment
+    from newsjuice_pipelines.commands.migrate import migrate as apply
+
+    sys.exit(apply(prepare_environment()))
 
 
 @cli.command()

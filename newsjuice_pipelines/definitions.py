@@ -8,6 +8,7 @@ import dagster as dg
 
 from newsjuice_pipelines.assets import ALL_ASSETS
 from newsjuice_pipelines.automation.executors import executor_for
+from newsjuice_pipelines.automation.freshness import with_freshness
 from newsjuice_pipelines.automation.jobs import JOBS
 from newsjuice_pipelines.automation.schedules import SCHEDULES
 from newsjuice_pipelines.automation.sensors import SENSORS
@@ -17,6 +18,7 @@ from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase, TeacherLedger
 from newsjuice_pipelines.resources.tracking import Tracking
 from newsjuice_pipelines.resources.vertex import VertexAI
+from newsjuice_pipelines.runtime.leased_gpu import lease_in
 from newsjuice_pipelines.settings import Settings, load_settings
 
 
@@ -44,8 +46,9 @@ def build_defs(settings: Settings | None = None, resources: Mapping[str, Any] | 
         resources: replacements by name, for tests and tools.
     """
     settings = settings or load_settings()
+    lease_in(settings.gpu_leases)
     return dg.Definitions(
-        assets=ALL_ASSETS,
+        assets=with_freshness(ALL_ASSETS),
         asset_checks=ALL_CHECKS,
         jobs=JOBS,
         schedules=SCHEDULES,

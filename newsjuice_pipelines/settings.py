@@ -81,15 +81,51 @@ class Settings(BaseSettings):
         None, description="CSV with id, title, content, summary for the external check. Default: the articles table."
     )
 
-    executor: Literal["in-process", "multiprocess", "kubernetes"] = Field("in-process", description="Where Dagster runs steps.")
-    max_concurrent_steps: int = Field(1, ge=1, description="Steps at once with the multiprocess executor.")
+    executor: Literal["in-process", "multiprocess", "docker", "kubernetes", "celery"] = Field(
+        "in-process", description="Where Dagster runs steps."
+    )
+    max_concurrent_steps: int = Field(1, ge=1, description="Steps at once with the multiprocess and docker executors.")
+    celery_broker: SecretStr | None = Field(None, description="RabbitMQ (amqp://…) or Redis (redis://…) of the celery executor.")
+    celery_backend: SecretStr | None = Field(
+        None, description="Where Celery keeps results: rpc:// with RabbitMQ, redis://… with Redis. Default: fits the broker."
+    )
+    gpu_leases: Path | None = Field(
+        None, description="Folder in which processes lease the GPUs of this machine. Default: one below the temporary folder."
+    )
+
+    training_on: Literal["here", "vertex"] = Field(
+        "here", description="Where models are trained: in the step itself, or as a custom job on Vertex AI (paid)."
+    )
+    vertex_region: str = Field("us-central1", description="Region of custom jobs on Vertex AI.")
+    vertex_image: str | None = Field(None, description="Image of custom jobs: the project's code image in Artifact Registry.")
+    vertex_machine: str = Field("g2-standard-8", description="Machine type of custom jobs.")
+    vertex_accelerator: str = Field("NVIDIA_L4", description="Accelerator of custom jobs; `none` for none.")
+    vertex_accelerators: int = Field(1, ge=0, description="Accelerators on the machine of a custom job.")
+    vertex_spot: bool = Field(
+        False, description="Custom jobs on spot capacity: cheaper, may be preempted and is then tried again."
+    )
+    vertex_service_account: str | None = Field(None, description="Service account of custom jobs. Default: the project's.")
+    vertex_timeout_h: float = Field(24, gt=0, description="Longest time a custom job may take, hours.")
+    vertex_jobs_url: str | None = Field(None, description="Another address of the custom job API, for a private endpoint.")
+    vertex_messages: str | None = Field(
+        None, description="gs:// URI under which custom jobs write their messages. Default: ARTIFACTS/messages."
+    )
+
+    webhook_url: SecretStr | None = Field(
+        None, description="Where failed, expensive and promoting runs are told: JSON with a `text` (Slack, Mattermost, Teams …)."
+    )
+    expensive_run_usd: float = Field(5.0, gt=0, description="A run whose paid calls cost more than this is told to the webhook.")
+    nightly_budget_usd: float = Field(5.0, gt=0, description="The most that the nightly schedule may spend on teacher calls.")
+    retrain_after_scripts: int = Field(
+        200, ge=1, description="The weekly schedule retrains the student when so many new scripts came since the last training."
+    )
 
     wandb_mode: Literal["offline", "online", "disabled"] | None = Field(
         None, description="Weights & Biases: default `online` when WANDB_API_KEY is set, else `offline`."
     )
     wandb_project: str = Field("newsjuice-pipelines", description="Weights & Biases project.")
 
-    @field_validator("home", "huffpost_path", "external_csv", "original_outputs")
+    @field_validator("home", "huffpost_path", "external_csv", "original_outputs", "gpu_leases")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()

@@ -135,11 +135,23 @@ def test_gpu_work_and_paid_calls_are_in_their_pools() -> None:
     assert {name for name, pool in pools.items() if pool == "vertex"} == {"teacher_scripts"}
 
 
+def test_steps_that_reach_outside_or_train_are_tried_again() -> None:
+    policies = {asset.key.to_user_string(): asset.op.retry_policy for asset in build_defs().assets or []}
+
+    assert {name for name, policy in policies.items() if policy} == {
+        *("article_chunks", "teacher_scripts", "base_model", "script_quality_report", "external_predictions"),
+        *("lora_adapter", "classifier_checkpoint", "student_scripts", "base_scripts", "latency_report"),
+    }
+
+
 def test_schedules_and_sensors_are_stopped_and_say_what_they_cost() -> None:
     repository = build_defs().get_repository_def()
 
     assert {schedule.name for schedule in repository.schedule_defs} == {"every_night", "every_week", "every_month"}
-    assert {sensor.name for sensor in repository.sensor_defs} == {"new_chunks", "new_evaluation"}
+    assert {sensor.name for sensor in repository.sensor_defs} == {
+        *("new_chunks", "new_split", "new_evaluation", "new_promotion"),
+        *("failed_run", "expensive_run"),
+    }
     for schedule in repository.schedule_defs:
         assert schedule.default_status == dg.DefaultScheduleStatus.STOPPED
         assert schedule.description

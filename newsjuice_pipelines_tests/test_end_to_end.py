@@ -203,7 +203,7 @@ def test_the_report_command_repeats_the_table_and_every_report_exists(
 
     assert done.returncode == 0
     paths = [Path(line.split()[-1]) for line in done.stdout.split("Reports\n")[1].splitlines()]
-    assert len(paths) == 12
+    assert len(paths) == 13, "twelve reports, and the site of them all"
     assert all(path.is_file() for path in paths)
 
 

@@ -23,6 +23,7 @@ from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
 from newsjuice_pipelines.automation.partitions import CLASSIFIERS, classifier_models
+from newsjuice_pipelines.automation.retries import OUTSIDE, TRAINING
 from newsjuice_pipelines.classification.corpus import huffpost, kaggle, split
 from newsjuice_pipelines.classification.corpus import taxonomy as taxonomies
 from newsjuice_pipelines.classification.corpus.split_config import SplitConfig
@@ -31,15 +32,17 @@ from newsjuice_pipelines.classification.judging import leaderboard as leaderboar
 from newsjuice_pipelines.classification.judging.calibrate import read_calibration
 from newsjuice_pipelines.classification.judging.in_force import current_evaluations, test_readings
 from newsjuice_pipelines.classification.serving import crosswalk, external, onnx_export
-from newsjuice_pipelines.classification.training import finetune, models
+from newsjuice_pipelines.classification.training import models
 from newsjuice_pipelines.classification.training.recipe import ClassifierConfig, recipe_for
 from newsjuice_pipelines.database.read import read_articles
 from newsjuice_pipelines.demo import DEMO_HEADLINES
+from newsjuice_pipelines.remote.jobs import TrainingJob, classifier_settings
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.postgres import ArticleDatabase
 from newsjuice_pipelines.resources.tracking import Tracking
+from newsjuice_pipelines.resources.training import trained
 from newsjuice_pipelines.runtime.artifacts import Draft
-from newsjuice_pipelines.runtime.devices import claimed_gpu
+from newsjuice_pipelines.runtime.leased_gpu import leased_gpu
 from newsjuice_pipelines.runtime.provenance import file_fingerprint, fingerprint, folder_fingerprint, hardware
 from newsjuice_pipelines.settings import load_settings
 
@@ -126,21 +129,22 @@ def overlap_report(config: AuditForm, artifacts: Artifacts) -> dg.MaterializeRes
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
     code_version="2",
+    retry_policy=TRAINING,
 )
 def classifier_checkpoint(
     context: dg.AssetExecutionContext, config: ClassifierForm, artifacts: Artifacts, tracking: Tracking
 ) -> dg.MaterializeResult:
-    """One trained classifier a model, in Hugging Face layout; early stopping on validation loss, the test part unread."""
+    """One trained classifier a model, in Hugging Face layout; early stopping on validation loss, the test part unread.
+
+    With NEWSJUICE_TRAINING_ON=vertex a custom job trains it (paid).
+    """
     store, model = artifacts.store(), context.partition_key
     with permanent_failures():
         parts = store.open("balanced_split")
         settings, entry = from_form(config, ClassifierConfig), CLASSIFIERS[model]
-        artifact = store.publish(
-            f"classifier_checkpoint/{model}",
-            recipe("2", config.values(), [parts], base=_base_of(entry, settings), training=asdict(recipe_for(entry, settings))),
-            lambda draft: finetune.train_classifier(entry, parts.path, settings, draft.path, draft.scratch, tracking.tracker()),
-            force=config.force,
-        )
+        plan = recipe("2", config.values(), [parts], base=_base_of(entry, settings), training=asdict(recipe_for(entry, settings)))
+        job = TrainingJob(f"classifier_checkpoint/{model}", plan, classifier_settings(entry, settings), config.force)
+        artifact = trained(context, store, job, [parts], tracking.tracker())
     return materialized(artifact)
 
 
@@ -170,7 +174,7 @@ def classifier_eval_report(
 
         def write(draft: Draft) -> dict[str, Any]:
             settings = from_form(config, evaluate.EvaluationConfig)
-            with claimed_gpu():
+            with leased_gpu(f"evaluating {model}"):
                 facts = evaluate.evaluate_classifier(
                     checkpoint.path, parts.path, draft.path, settings, earlier_readings=len(earlier)
                 )
@@ -214,6 +218,7 @@ def exported_classifier(context: dg.AssetExecutionContext, config: ExportForm, a
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
     code_version="2",
+    retry_policy=OUTSIDE,
 )
 def external_predictions(
     context: dg.AssetExecutionContext, config: ExternalForm, artifacts: Artifacts, database: ArticleDatabase
@@ -242,7 +247,7 @@ def external_predictions(
 
         def write(draft: Draft) -> dict[str, Any]:
             sections = taxonomies.load_taxonomy(mapping.path / "taxonomy.yaml").mapping
-            with claimed_gpu():
+            with leased_gpu(f"external predictions of {model}"):
                 return external.predict_external(
                     rows,
                     checkpoint.path,

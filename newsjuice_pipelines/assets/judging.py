@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,14 @@ from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.assets.student import merged_model, quantised_base, quantised_model
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
-from newsjuice_pipelines.podcast.engines import REMOTE, Engine, EngineOptions, default_engine, open_engine
+from newsjuice_pipelines.automation.retries import OUTSIDE, TRAINING
+from newsjuice_pipelines.podcast.engines import QUANTISED, REMOTE, Engine, EngineOptions, default_engine, open_engine
 from newsjuice_pipelines.podcast.judging import decision, latency, promotion, quality, scripts
 from newsjuice_pipelines.podcast.teaching import teacher_table
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.vertex import VertexAI
 from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactError, ArtifactStore, Draft
-from newsjuice_pipelines.runtime.devices import best_device
+from newsjuice_pipelines.runtime.leased_gpu import count_gpus, leased_gpu
 from newsjuice_pipelines.runtime.provenance import file_fingerprint, hardware
 from newsjuice_pipelines.runtime.reports import read_json
 from newsjuice_pipelines.settings import load_settings
@@ -38,6 +40,7 @@ logger = logging.getLogger("newsjuice.engines")
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
     code_version="2",
+    retry_policy=TRAINING,
 )
 def student_scripts(config: GenerationForm, artifacts: Artifacts) -> dg.MaterializeResult:
     """The tuned student's scripts for the validation and test articles, with tokens, timings and finish reasons."""
@@ -52,6 +55,7 @@ def student_scripts(config: GenerationForm, artifacts: Artifacts) -> dg.Material
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
     code_version="2",
+    retry_policy=TRAINING,
 )
 def base_scripts(config: GenerationForm, artifacts: Artifacts) -> dg.MaterializeResult:
     """The untuned model's scripts for the same articles: what training has to beat."""
@@ -85,14 +89,15 @@ def _write_scripts(
         def write(draft: Draft) -> dict[str, Any]:
             if unfinished is not None:
                 scripts.reuse_finished_rows(scripts.read_scripts_csv(unfinished.path), draft.scratch, column)
-            engine = _opener(name, model, quantised, served)(settings.options())
-            try:
-                tokenizer = load_tokenizer(model.path)
-                frame = scripts.generate_scripts(
-                    rows.path, ("validation", "test"), engine, settings, draft.scratch, column, tokenizer=tokenizer
-                )
-            finally:
-                engine.close()
+            with _lease(name, f"writing {key}"):
+                engine = _opener(name, model, quantised, served)(settings.options())
+                try:
+                    tokenizer = load_tokenizer(model.path)
+                    frame = scripts.generate_scripts(
+                        rows.path, ("validation", "test"), engine, settings, draft.scratch, column, tokenizer=tokenizer
+                    )
+                finally:
+                    engine.close()
             scripts.write_scripts_csv(frame, draft.path)
             return scripts.scripts_facts(frame)
 
@@ -114,9 +119,14 @@ def _engine_name(asked: str | None, quantised: Artifact) -> str:
     name = asked or load_settings().student_engine
     if name != "auto":
         return name
-    chosen, why = default_engine(best_device().type, quantised.path)
+    chosen, why = default_engine("cuda" if count_gpus() else "cpu", quantised.path)
     logger.info("engine: auto is %s here, %s", chosen, why)
     return chosen
+
+
+def _lease(engine: str, what: str) -> AbstractContextManager[Any]:
+    """A GPU of its own for an engine that uses one; a server and the quantised model need none of this machine."""
+    return nullcontext() if engine in (REMOTE, QUANTISED) else leased_gpu(what)
 
 
 def _server(engine: str, model: str | None) -> dict[str, Any]:
@@ -146,6 +156,7 @@ def _opener(name: str, model: Artifact, quantised: Artifact, served: str | None)
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
     code_version="2",
+    retry_policy=TRAINING,
 )
 def latency_report(config: LatencyForm, artifacts: Artifacts) -> dg.MaterializeResult:
     """How long a script takes, where the time goes, and what it costs: one at a time, in batches, beside the teacher."""
@@ -161,7 +172,8 @@ def latency_report(config: LatencyForm, artifacts: Artifacts) -> dg.MaterializeR
 
         def write(draft: Draft) -> dict[str, Any]:
             opener = _opener(name, model, quantised, served)
-            measured = latency.measure_latency(rows.path, load_tokenizer(model.path), opener, settings)
+            with _lease(name, "measuring latency"):
+                measured = latency.measure_latency(rows.path, load_tokenizer(model.path), opener, settings)
             generation = {
                 "student": scripts.read_scripts_csv(student.path),
                 "base": scripts.read_scripts_csv(base.path),
@@ -175,7 +187,14 @@ def latency_report(config: LatencyForm, artifacts: Artifacts) -> dg.MaterializeR
     return materialized(artifact)
 
 
-@dg.asset(deps=[student_scripts, base_scripts], group_name=GROUP, owners=OWNERS, kinds={"markdown"}, code_version="2")
+@dg.asset(
+    deps=[student_scripts, base_scripts],
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"markdown"},
+    code_version="2",
+    retry_policy=OUTSIDE,
+)
 def script_quality_report(config: QualityForm, artifacts: Artifacts, vertex: VertexAI) -> dg.MaterializeResult:
     """Teacher, student, untuned base and lead sentences side by side: format, repetition, support by the article, examples."""
     store = artifacts.store()

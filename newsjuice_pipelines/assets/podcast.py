@@ -15,6 +15,7 @@ from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL, VERTEX_POOL
 from newsjuice_pipelines.automation.partitions import daily, days_of
+from newsjuice_pipelines.automation.retries import OUTSIDE
 from newsjuice_pipelines.checks.podcast import (
     CHUNKS_ARE_USABLE,
     SCRIPTS_ARE_FIT_FOR_TRAINING,
@@ -51,6 +52,7 @@ OWNERS = ["team:podcast"]
     backfill_policy=dg.BackfillPolicy.single_run(),
     check_specs=[CHUNKS_ARE_USABLE],
     code_version="2",
+    retry_policy=OUTSIDE,
 )
 def article_chunks(
     context: dg.AssetExecutionContext, config: ChunkForm, database: ArticleDatabase, artifacts: Artifacts
@@ -100,6 +102,7 @@ def article_chunks(
     dagster_type=dg.Nothing,  # type: ignore[call-overload]  # a Dagster type, which its annotations do not know as one
     check_specs=[SCRIPTS_ARE_FIT_FOR_TRAINING],
     code_version="2",
+    retry_policy=OUTSIDE,
 )
 def teacher_scripts(
     context: dg.AssetExecutionContext, config: TeacherForm, artifacts: Artifacts, ledger: TeacherLedger, vertex: VertexAI
@@ -157,7 +160,15 @@ def _teacher(config: TeacherForm, vertex: VertexAI) -> tuple[Teacher, Callable[[
     return gemini, lambda folder: GeminiBatches(gemini, folder)
 
 
-@dg.asset(group_name=GROUP, owners=OWNERS, kinds={"huggingface", "pytorch"}, op_tags=GPU_OP_TAGS, pool=GPU_POOL, code_version="1")
+@dg.asset(
+    group_name=GROUP,
+    owners=OWNERS,
+    kinds={"huggingface", "pytorch"},
+    op_tags=GPU_OP_TAGS,
+    pool=GPU_POOL,
+    code_version="1",
+    retry_policy=OUTSIDE,
+)
 def base_model(config: BaseModelForm, database: ArticleDatabase, artifacts: Artifacts) -> dg.MaterializeResult:
     """The untuned model: `tiny`, a small Qwen3 built and pre-trained here, or a hub model at a pinned revision.
 

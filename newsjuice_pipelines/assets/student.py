@@ -1,5 +1,7 @@
 """The podcast group, second part: training the student, merging it, and its quantised form. Its scripts are `judging.py`."""
 
+from typing import Any
+
 import dagster as dg
 
 from newsjuice_pipelines.assets.describe import materialized
@@ -9,14 +11,18 @@ from newsjuice_pipelines.assets.podcast import GROUP, OWNERS, base_model, studen
 from newsjuice_pipelines.assets.recipe import recipe
 from newsjuice_pipelines.automation.failures import permanent_failures
 from newsjuice_pipelines.automation.op_tags import GPU_OP_TAGS, GPU_POOL
+from newsjuice_pipelines.automation.retries import TRAINING
 from newsjuice_pipelines.checks.podcast import REGISTERED_IF_ASKED
 from newsjuice_pipelines.checks.result import CheckOutcome, as_result
 from newsjuice_pipelines.podcast.quantising import quantise
 from newsjuice_pipelines.podcast.training import finetune, merge
+from newsjuice_pipelines.remote.jobs import TrainingJob
 from newsjuice_pipelines.resources.artifacts import Artifacts
 from newsjuice_pipelines.resources.tracking import Tracking
+from newsjuice_pipelines.resources.training import trained
 from newsjuice_pipelines.resources.vertex import RegistryRefused, RegistryUnavailable, VertexAI
-from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactStore
+from newsjuice_pipelines.runtime.artifacts import Artifact, ArtifactStore, Draft
+from newsjuice_pipelines.runtime.leased_gpu import leased_gpu
 from newsjuice_pipelines.runtime.provenance import package_versions
 
 
@@ -28,11 +34,14 @@ from newsjuice_pipelines.runtime.provenance import package_versions
     op_tags=GPU_OP_TAGS,
     pool=GPU_POOL,
     code_version="2",
+    retry_policy=TRAINING,
 )
-def lora_adapter(config: FinetuneForm, artifacts: Artifacts, tracking: Tracking) -> dg.MaterializeResult:
+def lora_adapter(
+    context: dg.AssetExecutionContext, config: FinetuneForm, artifacts: Artifacts, tracking: Tracking
+) -> dg.MaterializeResult:
     """A LoRA adapter trained on the scripts alone, each ending with the end token; the best epoch by validation loss.
 
-    A run that is killed goes on from its last checkpoint.
+    A run that is killed goes on from its last checkpoint. With NEWSJUICE_TRAINING_ON=vertex a custom job trains it (paid).
     """
     store = artifacts.store()
     with permanent_failures():
@@ -40,12 +49,8 @@ def lora_adapter(config: FinetuneForm, artifacts: Artifacts, tracking: Tracking)
         stand_in = base.recipe["config"]["name"] == "tiny"
         preset = chosen_preset(finetune.PRESETS, config.preset or ("stand_in" if stand_in else "recommended"))
         settings = from_overrides(config, preset)
-        artifact = store.publish(
-            "lora_adapter",
-            recipe("2", vars(settings), [rows, base]),
-            lambda draft: finetune.train_adapter(base.path, rows.path, settings, draft.path, draft.scratch, tracking.tracker()),
-            force=config.force,
-        )
+        job = TrainingJob("lora_adapter", recipe("2", vars(settings), [rows, base]), vars(settings), config.force)
+        artifact = trained(context, store, job, [rows, base], tracking.tracker())
     return materialized(artifact)
 
 
@@ -70,12 +75,13 @@ def merged_model(config: MergeForm, artifacts: Artifacts, vertex: VertexAI) -> d
             vertex.check_registry(store.root)
         adapter, base, rows = store.open("lora_adapter"), store.open("base_model"), store.open("student_dataset")
         settings = from_form(config, merge.MergeConfig)
-        artifact = store.publish(
-            "merged_model",
-            recipe("2", vars(settings), [adapter, base, rows]),
-            lambda draft: merge.merge_adapter(base.path, adapter.path, draft.path, settings, rows.path),
-            force=config.force,
-        )
+
+        def write(draft: Draft) -> dict[str, Any]:
+            with leased_gpu("merging the student"):
+                return merge.merge_adapter(base.path, adapter.path, draft.path, settings, rows.path)
+
+        plan = recipe("2", vars(settings), [adapter, base, rows])
+        artifact = store.publish("merged_model", plan, write, force=config.force)
     return materialized(artifact, checks=[as_result(upload(config, artifact, vertex))])
 
 

@@ -1,5 +1,7 @@
 """Jobs: the selections that people and schedules run by name."""
 
+from typing import Any
+
 import dagster as dg
 
 from newsjuice_pipelines.automation.partitions import classifier_models, daily
@@ -41,3 +43,8 @@ compare_classifiers = dg.define_asset_job(
 )
 
 JOBS = [daily_scripts, train_student, prepare_topics, train_classifier, compare_classifiers]
+
+
+def within_budget(budget_usd: float) -> dict[str, Any]:
+    """Run configuration under which the teacher stops before `budget_usd` is passed; what is left over waits for another run."""
+    return {"ops": {"teacher_scripts": {"config": {"max_budget_usd": budget_usd}}}}

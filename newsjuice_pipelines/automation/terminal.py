@@ -48,6 +48,8 @@ class TerminalHandler(logging.Handler):
         elif kind == dg.DagsterEventType.STEP_SUCCESS:
             took = format_duration(time.monotonic() - self._started[step])
             self._print(f"{step} ✓ {'unchanged' if step in self._unchanged else took}")
+        elif kind == dg.DagsterEventType.STEP_UP_FOR_RETRY:
+            self._print(f"{step} failed and is tried again in {event.step_retry_data.seconds_to_wait or 0:.0f} s")
         elif kind == dg.DagsterEventType.STEP_FAILURE:
             self._print(f"{step} ✗ failed")
 

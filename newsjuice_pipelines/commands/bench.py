@@ -17,6 +17,7 @@ BENCHMARKS = {
     "inference": ("inference",),
     "engines": ("cpu_engines",),
     "classifier": ("classifier",),
+    "orchestration": ("orchestration",),
     "defects": ("defects", "classifier_defects"),
 }
 ON_REAL_DATA = ("classifier", "defects")  # their `run` takes a folder of articles and headlines

@@ -57,6 +57,7 @@ def prepare_environment(data: Path | None = None) -> Settings:
         home = Path(os.environ["DAGSTER_HOME"])
         home.mkdir(parents=True, exist_ok=True)
         (home / "dagster.yaml").write_text(yaml.safe_dump(instance_config(visible_gpus())), encoding="utf-8")
+    Path(os.environ["DAGSTER_HOME"]).mkdir(parents=True, exist_ok=True)  # one that the user named may not be there yet
     for variable, value in LIBRARY_DEFAULTS.items():
         os.environ.setdefault(variable, value)
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")  # between libraries, not for users
@@ -76,6 +77,8 @@ def instance_config(gpus: int) -> dict[str, Any]:
         "python_logs": {"managed_python_loggers": ["newsjuice"]},
         "concurrency": {"pools": {"granularity": "op", "default_limit": 1}, "runs": {"max_concurrent_runs": max(1, gpus)}},
         "run_monitoring": {"enabled": True, "free_slots_after_run_end_seconds": 60},
+        # A run whose process died is tried once more; a step that failed is not: its own retry policy has had its say.
+        "run_retries": {"enabled": True, "max_retries": 1, "retry_on_asset_or_op_failure": False},
         "retention": {"schedule": {"purge_after_days": purged_days}, "sensor": {"purge_after_days": dict(purged_days)}},
     }
 

@@ -7,15 +7,14 @@ import dagster as dg
 import psycopg
 import pytest
 
+from newsjuice_pipelines.automation import sensors
 from newsjuice_pipelines.automation.executors import executor_for
-from newsjuice_pipelines.automation.failures import permanent_failures
-from newsjuice_pipelines.automation.sensors import new_chunks
+from newsjuice_pipelines.automation.sensors import SENSORS, new_chunks, new_split
 from newsjuice_pipelines.commands.run import RunFailed, plan
 from newsjuice_pipelines.definitions import build_defs
 from newsjuice_pipelines.podcast.sampling.chunk_table import count_chunks, days_with_new_chunks, finished_days
 from newsjuice_pipelines.podcast.sampling.chunks import SourceTableError
 from newsjuice_pipelines.resources.postgres import ArticleDatabase
-from newsjuice_pipelines.runtime.artifacts import ArtifactMissing
 from newsjuice_pipelines.settings import Settings
 
 TODAY = datetime.now(UTC).date()
@@ -73,6 +72,48 @@ def test_asking_again_for_the_same_rows_gives_the_same_run_key(
     assert keys == [f"{FIRST}:1"] * 2
 
 
+def test_each_requested_day_has_the_nightly_budget(
+    connection: psycopg.Connection, empty_database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_chunks(connection, [FIRST])
+    monkeypatch.setenv("NEWSJUICE_NIGHTLY_BUDGET_USD", "0.5")
+
+    (request,) = tick(empty_database, monkeypatch, None).run_requests
+
+    assert request.run_config["ops"]["teacher_scripts"]["config"] == {"max_budget_usd": 0.5}
+    assert dg.validate_run_config(build_defs().resolve_job_def("daily_scripts"), request.run_config)
+
+
+def split_anew(instance: dg.DagsterInstance, version: str) -> list[dg.RunRequest]:
+    """What is requested when a split of this version was materialised."""
+
+    @dg.asset
+    def balanced_split() -> dg.MaterializeResult:
+        return dg.MaterializeResult(metadata={"version": version})
+
+    dg.materialize([balanced_split], instance=instance)
+    context = dg.build_sensor_context(instance=instance, repository_def=build_defs().get_repository_def())
+    return list(new_split.evaluate_tick(context).run_requests or [])
+
+
+def test_a_new_split_trains_each_model_at_hand_and_an_unchanged_one_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sensors, "models_at_hand", lambda: ["linear", "minilm"])
+    with dg.DagsterInstance.ephemeral() as instance:
+        first = split_anew(instance, "1a")
+        again, other = split_anew(instance, "1a"), split_anew(instance, "2b")
+
+    assert [request.tags["dagster/partition"] for request in first] == ["linear", "minilm"]
+    assert [request.run_key for request in again] == [request.run_key for request in first], "the daemon launches a key once"
+    assert not {request.run_key for request in other} & {request.run_key for request in first}
+
+
+def test_every_sensor_says_what_it_costs() -> None:
+    words = ("Free", "Costs", "Seconds of CPU")
+
+    assert all(any(word in (sensor.description or "") for word in words) for sensor in SENSORS)
+    assert {sensor.default_status for sensor in SENSORS} == {dg.DefaultSensorStatus.STOPPED}
+
+
 def test_days_and_rows_of_a_table(connection: psycopg.Connection) -> None:
     assert finished_days(connection, "chunks_vector", FIRST, TODAY) is None
     add_chunks(connection, [FIRST - timedelta(days=9), FIRST, FIRST + timedelta(days=2), TODAY, None])
@@ -118,17 +159,6 @@ def test_a_selection_leaves_out_empty_stages() -> None:
 def test_days_without_chunks_are_an_error_that_says_where_to_look() -> None:
     with pytest.raises(RunFailed, match="NEWSJUICE_FIRST_DAY"):
         plan(build_defs(), {"article_chunks"}, None, [])
-
-
-def test_a_permanent_error_becomes_a_failure_that_is_not_retried_and_keeps_its_words() -> None:
-    with pytest.raises(dg.Failure, match="materialise it first") as caught, permanent_failures():
-        raise ArtifactMissing("materialise it first")
-    assert not caught.value.allow_retries
-
-
-def test_a_transient_error_stays_what_it_is_and_may_be_retried() -> None:
-    with pytest.raises(ConnectionError), permanent_failures():
-        raise ConnectionError("the network is away")
 
 
 def test_the_executor_follows_the_setting() -> None:

@@ -186,7 +186,7 @@ def test_the_tables_are_whole_and_say_what_was_not_measured(roberta: Path, monke
     assert "| MiniLM, CPU: original | 2 | 90% | 100 MiB | 50.0 (50.0 to 50.0) | 40 |" in page
     assert "| MiniLM, CPU: ours | 100 | 2% | 100 MiB |  |  |" in page
     assert page.count("| RoBERTa shape, GPU: original | not measured |") == 1
-    assert "| ours, fp32 | 200 | 20.0 (20.0 to 20.0) | 20.0 of 10 times original | 50.0% |" in page
+    assert "| ours, fp32 | 200 | 20.0 (20.0 to 20.0) | 20.00 of 10 times original | 50.0% |" in page
     assert "| ours, int8 | not measured |" in page
     assert "no onnxruntime" in page
     assert page.count("| 300 rows, ") == page.count("| 600 rows, ") == 1
