@@ -31,7 +31,14 @@ from newsjuice_pipelines.runtime.reports import markdown_table
 logger = logging.getLogger("newsjuice.benchmarks")
 
 STORAGES = ("SQLite", "PostgreSQL")
-LIBRARIES = ("torch", "transformers", "pandas", "google", "sklearn")  # none of them may be loaded with the definitions
+LIBRARIES = (
+    "torch",
+    "transformers",
+    "pandas",
+    "sklearn",
+    "google.cloud",
+    "google.genai",
+)  # none of them may be loaded with the definitions
 LOADING = (
     "import sys, time; start = time.perf_counter(); import newsjuice_pipelines.definitions; "
     "print(time.perf_counter() - start, *(name for name in sys.argv[1:] if name in sys.modules))"

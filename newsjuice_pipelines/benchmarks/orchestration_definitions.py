@@ -1,6 +1,10 @@
 """Assets without any work, for `orchestration.py`: what is left of their time is Dagster's own."""
 
+import warnings
+
 import dagster as dg
+
+warnings.filterwarnings("ignore", category=dg.BetaWarning)  # backfill policies are marked so
 
 FIRST_DAY = "2025-01-01"
 DAYS = 365
